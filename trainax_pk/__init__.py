@@ -1,0 +1,1 @@
+"""JAX-native functional training for neural emulators."""
