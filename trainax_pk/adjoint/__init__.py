@@ -1,0 +1,16 @@
+"""How a loop is differentiated: what is stored, recomputed or cut."""
+
+from trainax_pk.adjoint._base import AbstractAdjoint
+from trainax_pk.adjoint._direct import DirectAdjoint
+from trainax_pk.adjoint._k_step import KStepAdjoint, OneStepAdjoint
+from trainax_pk.adjoint._recursive_checkpoint import RecursiveCheckpointAdjoint
+from trainax_pk.adjoint._specs import to_rollout_adjoint
+
+__all__ = [
+    "AbstractAdjoint",
+    "DirectAdjoint",
+    "KStepAdjoint",
+    "OneStepAdjoint",
+    "RecursiveCheckpointAdjoint",
+    "to_rollout_adjoint",
+]
