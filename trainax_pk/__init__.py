@@ -1,1 +1,35 @@
-"""JAX-native functional training for neural emulators."""
+"""JAX-native functional training for neural emulators.
+
+Configurations (what is computed) combine with adjoints (how loops are differentiated)
+into train steps (pure functions), which trainers run.
+"""
+
+from trainax_pk import adjoint, configuration, loss, step
+from trainax_pk._rollout import rollout
+from trainax_pk._stepper import Stepper
+from trainax_pk._types import Inputs, Window
+from trainax_pk.adjoint import (
+    DirectAdjoint,
+    KStepAdjoint,
+    OneStepAdjoint,
+    RecursiveCheckpointAdjoint,
+)
+from trainax_pk.step import TrainState, make_eval_step, make_train_step
+
+__all__ = [
+    "DirectAdjoint",
+    "Inputs",
+    "KStepAdjoint",
+    "OneStepAdjoint",
+    "RecursiveCheckpointAdjoint",
+    "Stepper",
+    "TrainState",
+    "Window",
+    "adjoint",
+    "configuration",
+    "loss",
+    "make_eval_step",
+    "make_train_step",
+    "rollout",
+    "step",
+]

@@ -1,0 +1,63 @@
+"""What a configuration is."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from trainax_pk._types import Window
+
+
+class Aux(eqx.Module):
+    """What a configuration reports beside its loss.
+
+    Attributes:
+        time_losses: Unweighted loss of each time level, `(T,)` (for a diverted chain,
+            of each branch), or None.
+        model_state: New state of a stateful stepper's layers, or None.
+        parts: Losses of the members of a composite, or None.
+    """
+
+    time_losses: Array | None = None
+    model_state: eqx.nn.State | None = None
+    parts: Array | None = None
+
+
+class AbstractConfiguration(eqx.Module):
+    """The compute graph of training: a pure map from model and batch to a scalar.
+
+    Reference stepper, residuum function, time-level loss, weights and adjoint are
+    fields; nothing but the model, the batch and a key is passed at the call.
+
+    To add one: subclass, declare the fields, check every number in `__check_init__` or
+    `__init__`, implement `num_times` and `__call__` with `chain` for the loop over time
+    (never a Python loop whose length is an option), and add a row to the table in
+    `tests/test_configuration_contract.py`. The contract tests check the row: finite
+    scalar, unrolled oracle, finite differences, jit and vmap, PyTree states, program
+    size.
+    """
+
+    @property
+    @abc.abstractmethod
+    def num_times(self) -> int:
+        """Number of consecutive times that a window must hold."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        model: Any,
+        batch: Window | PyTree[Array],
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, ""], Aux]:
+        """Loss of a model on a batch.
+
+        Args:
+            model: Stepper that is trained, `u -> u_next`, or a `Stepper`.
+            batch: A `Window`, or its states alone, leaves `(B, L, ...)`.
+            key: Key, for stochastic steppers and noise.
+
+        Returns:
+            The loss, a scalar, and what else is reported.
+        """

@@ -1,0 +1,11 @@
+"""One update, as a pure function of state and batch."""
+
+from trainax_pk.step._state import TrainState
+from trainax_pk.step._train_step import (
+    Info,
+    make_eval_step,
+    make_train_step,
+    stream_key,
+)
+
+__all__ = ["Info", "TrainState", "make_eval_step", "make_train_step", "stream_key"]
