@@ -4,7 +4,18 @@ Configurations (what is computed) combine with adjoints (how loops are different
 into train steps (pure functions), which trainers run.
 """
 
-from trainax_pk import adjoint, configuration, loss, step
+from trainax_pk import (
+    adjoint,
+    callback,
+    configuration,
+    data,
+    engine,
+    loss,
+    metrics,
+    sample_data,
+    step,
+    trainer,
+)
 from trainax_pk._rollout import rollout
 from trainax_pk._stepper import Stepper
 from trainax_pk._types import Inputs, Window
@@ -26,10 +37,16 @@ __all__ = [
     "TrainState",
     "Window",
     "adjoint",
+    "callback",
     "configuration",
+    "data",
+    "engine",
     "loss",
     "make_eval_step",
     "make_train_step",
+    "metrics",
     "rollout",
+    "sample_data",
     "step",
+    "trainer",
 ]

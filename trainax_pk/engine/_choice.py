@@ -1,0 +1,120 @@
+"""Which family of programs to run: decided once, by rule where that is certain."""
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import numpy as np
+
+Family = Literal["loop", "scan"]
+
+# A dispatch costs tens of microseconds. Where it is less than this share of an update,
+# no loop on the device can win more than that by saving it.
+_NEGLIGIBLE = 0.03
+_ROUNDS = 5
+_PROBE_SECONDS = 0.25
+
+
+class Choice(eqx.Module):
+    """Which family runs, and why.
+
+    Attributes:
+        family: "loop" (one update per dispatch) or "scan" (many).
+        reason: One sentence.
+        seconds_per_update: What was measured, by candidate.
+        seconds_spent: Time that choosing took, compilation of the candidates included.
+    """
+
+    family: str = eqx.field(static=True)
+    reason: str = eqx.field(static=True)
+    seconds_per_update: dict[str, float] = eqx.field(static=True)
+    seconds_spent: float = eqx.field(static=True, default=0.0)
+
+
+def choose(
+    runs: dict[str, Callable[[int], Any]],
+    *,
+    num_updates: int,
+    certain: Choice | None,
+) -> Choice:
+    """Decides by rule, else by timing both families on updates that are thrown away.
+
+    Args:
+        runs: By family, `count -> arrays`: dispatches that many updates from the same
+            state, without keeping the result.
+        num_updates: Number of updates that lie ahead.
+        certain: A choice that needs no measurement, or None.
+
+    Returns:
+        The choice. It never costs more than the measurement of a few updates and the
+        compilation of the family that is not taken, and not that where a rule decides or
+        the run is too short to earn it back.
+    """
+    if certain is not None:
+        return certain
+    began = time.perf_counter()
+    compile_loop = _timed(runs["loop"], 1)
+    dispatch, update = _time_loop(runs["loop"])
+    measured = {"loop": update}
+    ahead = num_updates * update
+    if dispatch < _NEGLIGIBLE * update:
+        reason = (
+            f"dispatch ({dispatch * 1e6:.0f} µs) is under {_NEGLIGIBLE:.0%} of an "
+            f"update ({update * 1e3:.2f} ms)"
+        )
+        return Choice("loop", reason, measured, time.perf_counter() - began)
+    if ahead * dispatch / update < compile_loop:
+        reason = (
+            f"the run ({ahead:.1f} s) is too short to earn back a second compilation "
+            f"({compile_loop:.1f} s)"
+        )
+        return Choice("loop", reason, measured, time.perf_counter() - began)
+    _timed(runs["scan"], 1)
+    count = int(np.clip(_PROBE_SECONDS / _ROUNDS / max(update, 1e-7), 2, 200))
+    pairs = [
+        (_timed(runs["loop"], count) / count, _timed(runs["scan"], count) / count)
+        for _ in range(_ROUNDS)
+    ]
+    loop, scan = (float(np.median(times)) for times in zip(*pairs, strict=True))
+    measured = {"loop": loop, "scan": scan}
+    family: Family = "scan" if scan < loop else "loop"
+    reason = f"measured: loop {loop * 1e3:.3f} ms, scan {scan * 1e3:.3f} ms per update"
+    return Choice(family, reason, measured, time.perf_counter() - began)
+
+
+def faster_for_members(
+    together: Callable[[int], Any], apart: Callable[[int], Any], update: float
+) -> tuple[bool, str]:
+    """Whether an ensemble runs faster vmapped than member after member, measured."""
+    count = int(np.clip(_PROBE_SECONDS / _ROUNDS / max(update, 1e-7), 1, 50))
+    _timed(together, 1)
+    _timed(apart, 1)
+    pairs = [(_timed(together, count), _timed(apart, count)) for _ in range(3)]
+    vmapped, serial = (float(np.median(t)) / count for t in zip(*pairs, strict=True))
+    reason = (
+        f"measured: vmapped {vmapped * 1e3:.3f} ms, one after another "
+        f"{serial * 1e3:.3f} ms per update of all members"
+    )
+    return vmapped < serial, reason
+
+
+def _time_loop(run: Callable[[int], Any]) -> tuple[float, float]:
+    """Host seconds to dispatch an update, and seconds until it is done."""
+    dispatch, done = [], []
+    for _ in range(_ROUNDS):
+        began = time.perf_counter()
+        out = run(1)
+        dispatch.append(time.perf_counter() - began)
+        jax.block_until_ready(out)
+        done.append(time.perf_counter() - began)
+        if sum(done) > 2 * _PROBE_SECONDS:
+            break
+    return float(np.median(dispatch)), float(np.median(done))
+
+
+def _timed(run: Callable[[int], Any], count: int) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(run(count))
+    return time.perf_counter() - began

@@ -1,0 +1,258 @@
+"""Runs many updates with one host round trip per chunk."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from trainax_pk.engine._choice import Choice, choose, faster_for_members
+from trainax_pk.engine._feed import AbstractFeed
+from trainax_pk.engine._inspect import Work, inspect_work
+from trainax_pk.engine._program import Programs, Step
+from trainax_pk.engine._rewrite import make_rewrite
+from trainax_pk.step import TrainState
+
+# Longest chunk that is dispatched at once: how late a signal or a callback may come.
+_CHUNK_SECONDS = 2.0
+# Below this many multiply-adds an update is dispatch, not arithmetic.
+_TINY = 200_000
+
+
+class Engine:
+    """Many updates of a train step on a feed of batches.
+
+    Two families of programs compute the same and differ in the last bits: one jitted
+    update per dispatch ("loop"), and a compiled loop over many ("scan"). The engine
+    decides once which is faster here, by rule where one is certain and by measurement
+    elsewhere, says what it chose in `choice`, and keeps to it.
+
+    Mapped over with `jax.vmap` (an ensemble), every chunk is handed all members at once
+    and decides likewise between one vmapped program and one member after another.
+
+    Attributes:
+        choice: The family, or None before the first chunk.
+        members: How an ensemble runs and why, or None.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        feed: AbstractFeed,
+        *,
+        num_updates: int,
+        program: str = "auto",
+    ) -> None:
+        if program not in ("auto", "loop", "scan"):
+            raise ValueError(
+                f"Expected `program` to be 'auto', 'loop' or 'scan', got {program!r}. "
+                "Choose one of them."
+            )
+        self._feed = feed
+        self._num_updates = num_updates
+        self._program = program
+        rewrite = make_rewrite(jax.default_backend(), num_updates)
+        self._programs = Programs(step, feed, rewrite)
+        self._choices: dict[Any, Choice] = {}
+        self.choice: Choice | None = None
+        self.members: tuple[bool, str] | None = None
+
+    @property
+    def num_traces(self) -> int:
+        """How often the train step was traced by the programs."""
+        return self._programs.num_traces
+
+    def describe(self) -> str:
+        """What runs, and why."""
+        if self.members is not None and self.members[0]:
+            return f"scan, members vmapped: {self.members[1]}"
+        family = "scan: traced inside a transformation"
+        if self.choice is not None:
+            family = f"{self.choice.family}: {self.choice.reason}"
+        if self.members is not None:
+            return f"{family}; members one after another: {self.members[1]}"
+        return family
+
+    def run(
+        self, state: TrainState, order: Any, start: int, count: int, size: int
+    ) -> tuple[TrainState, PyTree[Array]]:
+        """Updates `start … start + count - 1`.
+
+        Args:
+            state: State before update `start`.
+            order: Order of the batches.
+            start: Number of the first update.
+            count: How many.
+            size: Longest chunk of the run, which programs are compiled for.
+
+        Returns:
+            The new state, and records of loss and gradient norm, each `(count,)`.
+        """
+        arrays = self._feed.load(order, start, count, size)
+        if _is_traced((state, arrays)):
+            state, records = self._run_traced(state, arrays, start, count, size)
+        else:
+            state, records = self._run_chunks(state, arrays, start, count, size)
+        return state, jax.tree.map(lambda x: x[:count], records)
+
+    def batch(self, order: Any, start: int) -> PyTree[Array]:
+        """Batch of update `start`."""
+        return self._programs.batch(self._feed.load(order, start, 1, 1), start, 0)
+
+    def _run_chunks(
+        self, state: TrainState, arrays: PyTree, start: int, count: int, size: int
+    ) -> tuple[TrainState, PyTree[Array]]:
+        kind = (jax.tree.structure(state), _shapes(state), size == 1)
+        if kind not in self._choices:
+            self._choices[kind] = self._choose(state, arrays, start, size)
+        self.choice = self._choices[kind]
+        run = getattr(self._programs, self.choice.family)
+        return run(state, arrays, start, count, size)
+
+    def _choose(
+        self, state: TrainState, arrays: PyTree, start: int, size: int
+    ) -> Choice:
+        if self._program != "auto":
+            return Choice(self._program, "fixed by the user", {})
+        programs = self._programs
+
+        def probe(family: str) -> Any:
+            run = getattr(programs, family)
+            return lambda count: run(state, arrays, start, min(count, size), size)
+
+        return choose(
+            {family: probe(family) for family in ("loop", "scan")},
+            num_updates=self._num_updates,
+            certain=self._certain(state, arrays, size),
+        )
+
+    def _certain(self, state: TrainState, arrays: PyTree, size: int) -> Choice | None:
+        if size == 1:
+            return Choice("loop", "every update is followed by a host callback", {})
+        if jax.default_backend() != "cpu":
+            return None
+        work = inspect_work(self._programs.jaxpr(state, arrays, size))
+        if not (work.convolutions or work.ffts):
+            reason = "no convolution or FFT, which alone run slower in a loop on a CPU"
+            return Choice("scan", reason, {})
+        if work.multiply_adds <= _TINY and not work.ffts:
+            return Choice("scan", "an update is dispatch, not arithmetic", {})
+        return None
+
+    def _run_traced(
+        self, state: TrainState, arrays: PyTree, start: int, count: int, size: int
+    ) -> tuple[TrainState, PyTree[Array]]:
+        # Under vmap the rule sees the members' concrete arrays and is free to run any
+        # program on them; under jit (or without vmap) the scan is traced as it is.
+        @jax.custom_batching.custom_vmap
+        def chunk(state: TrainState, arrays: PyTree) -> Any:
+            return self._programs.scan(state, arrays, start, count, size)
+
+        @chunk.def_vmap
+        def _(axis_size: int, batched: Any, state: Any, arrays: Any) -> Any:
+            state = jax.tree.map(
+                lambda x, b: x if b else jnp.broadcast_to(x, (axis_size, *x.shape)),
+                state,
+                batched[0],
+            )
+            axes = jax.tree.map(lambda b: 0 if b else None, batched[1])
+            run = self._ensemble(axes, axis_size, start, count, size)
+            out = run(state, arrays)
+            return out, jax.tree.map(lambda _: True, out)
+
+        return chunk(state, arrays)
+
+    def _ensemble(
+        self, axes: PyTree, axis_size: int, start: int, count: int, size: int
+    ) -> Any:
+        programs = self._programs
+
+        def member(tree: PyTree, i: int, mapped: PyTree) -> PyTree:
+            return jax.tree.map(lambda x, a: x[i] if a == 0 else x, tree, mapped)
+
+        def together(state: TrainState, arrays: PyTree, count: int) -> Any:
+            return jax.vmap(
+                lambda s, a: programs.scan(s, a, start, count, size), in_axes=(0, axes)
+            )(state, arrays)
+
+        def apart(state: TrainState, arrays: PyTree, count: int) -> Any:
+            results = [
+                self._run_chunks(
+                    jax.tree.map(lambda x, i=i: x[i], state),
+                    member(arrays, i, axes),
+                    start,
+                    count,
+                    size,
+                )
+                for i in range(axis_size)
+            ]
+            return jax.tree.map(lambda *x: jnp.stack(x), *results)
+
+        def run(state: TrainState, arrays: PyTree) -> Any:
+            if _is_traced((state, arrays)):
+                return together(state, arrays, count)
+            if self.members is None:
+                one = jax.tree.map(lambda x: x[0], state)
+                work = inspect_work(programs.jaxpr(one, member(arrays, 0, axes), size))
+                self.members = _decide_members(
+                    work,
+                    lambda n: together(state, arrays, min(n, size)),
+                    lambda n: apart(state, arrays, min(n, size)),
+                )
+            form = together if self.members[0] else apart
+            return form(state, arrays, count)
+
+        return run
+
+
+def chunk_size(limit: int, batch_bytes: int) -> int:
+    """Longest chunk: as long as nothing on the host has to be done in between, but not
+    longer than what a chunk's plan and its waiting time allow."""
+    return max(1, min(limit, 2048, int(2**30 // max(batch_bytes, 1))))
+
+
+class ChunkClock:
+    """Limits chunks to a time: how late a signal or the progress bar may come."""
+
+    def __init__(self) -> None:
+        self._per_update: float | None = None
+        self._num_chunks = 0
+        self._began = time.perf_counter()
+
+    def begin(self) -> None:
+        """Marks the start of a chunk."""
+        self._began = time.perf_counter()
+
+    def end(self, count: int) -> None:
+        """Marks the end of a chunk of so many updates."""
+        self._num_chunks += 1
+        # The first chunk compiles; it says nothing of the next ones.
+        if self._num_chunks > 1:
+            self._per_update = (time.perf_counter() - self._began) / count
+
+    def limit(self, size: int) -> int:
+        """Number of updates that the next chunk may hold."""
+        if self._per_update is None:
+            return min(size, 64)
+        fitting = int(_CHUNK_SECONDS / max(self._per_update, 1e-9))
+        return int(np.clip(fitting, 1, size))
+
+
+def _decide_members(work: Work, together: Any, apart: Any) -> tuple[bool, str]:
+    on_cpu = jax.default_backend() == "cpu"
+    if on_cpu and work.convolutions and work.multiply_adds > _TINY:
+        return False, "convolutions on a CPU run slower vmapped (grouped)"
+    if work.multiply_adds <= _TINY:
+        return True, "an update of one member is dispatch, not arithmetic"
+    update = max(work.multiply_adds, 1) * 1e-10
+    return faster_for_members(together, apart, update)
+
+
+def _shapes(tree: PyTree) -> tuple[Any, ...]:
+    return tuple((x.shape, x.dtype) for x in jax.tree.leaves(tree))
+
+
+def _is_traced(tree: PyTree) -> bool:
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))

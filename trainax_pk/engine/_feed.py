@@ -1,0 +1,107 @@
+"""Where a program's batches come from."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PyTree
+
+from trainax_pk.data import Windows
+
+
+class AbstractFeed(eqx.Module):
+    """Batches of a run, by the number of the update that uses them.
+
+    To add one: subclass, implement `load`, which runs on the host before a program is
+    dispatched, and `plan` and `pick`, which are traced into the program. The batch of an
+    update must be a pure function of its number.
+    """
+
+    @abc.abstractmethod
+    def load(self, order: Any, start: int, count: int, size: int) -> PyTree[Array]:
+        """Arrays that the program of updates `start … start + count - 1` reads, of
+        shapes that depend on `size` >= `count` alone."""
+
+    @abc.abstractmethod
+    def plan(self, arrays: PyTree[Array], start: Array, size: int) -> PyTree[Array]:
+        """What is computed once for `size` updates, traced."""
+
+    @abc.abstractmethod
+    def pick(self, arrays: PyTree[Array], plan: PyTree[Array], i: Array) -> PyTree:
+        """Batch of the i-th update of a program of many updates, traced."""
+
+    @abc.abstractmethod
+    def single(self, arrays: PyTree[Array], start: Array, i: Array) -> PyTree[Array]:
+        """Batch of update `start + i`, i-th of its chunk, on its own, traced."""
+
+
+class DeviceFeed(AbstractFeed):
+    """Trajectories on the device; windows are gathered inside the program.
+
+    Attributes:
+        windows: Index arithmetic over the trajectories.
+    """
+
+    windows: Windows
+
+    def load(self, order: Any, start: int, count: int, size: int) -> PyTree[Array]:
+        """The trajectories and the order: the same for every chunk."""
+        del start, count, size
+        return (self.windows.arrays, order)
+
+    def plan(self, arrays: PyTree[Array], start: Array, size: int) -> Int[Array, "n B"]:
+        """Window indices of `size` updates."""
+        return arrays[1].indices(start, size)
+
+    def pick(self, arrays: PyTree[Array], plan: PyTree[Array], i: Array) -> PyTree:
+        """Windows of one update."""
+        indices = jax.lax.dynamic_index_in_dim(plan, i, keepdims=False)
+        return self.windows.gather(arrays[0], indices)
+
+    def single(self, arrays: PyTree[Array], start: Array, i: Array) -> PyTree[Array]:
+        """Windows of one update, without those around it."""
+        return self.windows.gather(arrays[0], arrays[1].indices(start + i, 1)[0])
+
+
+class HostFeed(AbstractFeed):
+    """Trajectories in host memory; a chunk's batches are gathered there and moved.
+
+    Attributes:
+        windows: Windows with host residency.
+    """
+
+    windows: Windows
+
+    def load(self, order: Any, start: int, count: int, size: int) -> PyTree[Array]:
+        """Batches of the chunk, leaves `(size, B, ...)`."""
+        indices = np.asarray(order.indices(start, count))
+        # The program's shapes are those of a full chunk; the rest is never read.
+        rows = indices[np.minimum(np.arange(size), count - 1)]
+        windows = self.windows.gather_host(rows.reshape(-1))
+        return jax.tree.map(
+            lambda x: jnp.asarray(x.reshape(*rows.shape, *x.shape[1:])), windows
+        )
+
+    def plan(self, arrays: PyTree[Array], start: Array, size: int) -> None:
+        """Nothing: the batches are already in order."""
+        del arrays, start, size
+
+    def pick(self, arrays: PyTree[Array], plan: PyTree[Array], i: Array) -> PyTree:
+        """Batch of one update."""
+        del plan
+        return jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), arrays
+        )
+
+    def single(self, arrays: PyTree[Array], start: Array, i: Array) -> PyTree[Array]:
+        """Batch of one update."""
+        del start
+        return self.pick(arrays, None, i)
+
+
+def make_feed(windows: Windows) -> AbstractFeed:
+    """The feed that fits where the windows live."""
+    return HostFeed(windows) if windows.residency == "host" else DeviceFeed(windows)

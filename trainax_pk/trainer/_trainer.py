@@ -1,0 +1,261 @@
+"""The training loop."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array, PRNGKeyArray, PyTree
+from tqdm.auto import tqdm
+
+from trainax_pk._tree import check_count, check_flag
+from trainax_pk.callback import AbstractCallback, Context
+from trainax_pk.configuration import AbstractConfiguration
+from trainax_pk.data import ShuffledOrder, Trajectories, Windows, as_trajectories
+from trainax_pk.engine import ChunkClock, Engine, chunk_size, make_feed
+from trainax_pk.step import TrainState, make_train_step
+from trainax_pk.trainer._failure import explain_failure
+from trainax_pk.trainer._history import History, HistoryBuilder
+
+
+class Trainer:
+    """Trains a model on windows of trajectories.
+
+    `trainer(model, key=key)` returns `(model, history)`. The data stay on the device as
+    trajectories; windows are gathered inside the compiled program, in an order that is
+    a pure function of the key and the number of the update. Every batch has the same
+    size; batches run across the borders of epochs. The engine picks the faster of two
+    program families once (`history.program`).
+
+    Under `eqx.filter_vmap`, or with `ensemble=True`, all members train at once where that
+    is faster, and one after another where it is not; the results are those of the
+    members alone.
+    """
+
+    def __init__(
+        self,
+        data: Trajectories | PyTree[Array],
+        configuration: AbstractConfiguration,
+        *,
+        optimizer: optax.GradientTransformation,
+        num_training_steps: int,
+        batch_size: int,
+        callbacks: Sequence[AbstractCallback] = (),
+        trainable: Any = None,
+        accumulate: int = 1,
+        max_grad_norm: float | None = None,
+        compute_dtype: Any = None,
+        ema_decay: float | None = None,
+        nonfinite: str = "raise",
+        window_stride: int = 1,
+        residency: str = "auto",
+        program: str = "auto",
+        progress: bool = True,
+    ) -> None:
+        """Checks everything; computes nothing.
+
+        Args:
+            data: Trajectories, leaves `(num_samples, num_times, ...)`.
+            configuration: The compute graph of the loss.
+            optimizer: An optax transformation.
+            num_training_steps: Number of updates.
+            batch_size: Windows per update.
+            callbacks: What looks at training on the way.
+            trainable: Which leaves train, as for `TrainState.create`.
+            accumulate: As for `make_train_step`.
+            max_grad_norm: As for `make_train_step`.
+            compute_dtype: As for `make_train_step`.
+            ema_decay: As for `make_train_step`; the average is
+                `history.state.ema_model`.
+            nonfinite: "raise" (FloatingPointError naming update and leaves), "skip" or
+                "ignore".
+            window_stride: Distance between the first times of windows.
+            residency: "device", "host", or "auto": host where the data do not fit.
+            program: "loop", "scan", or "auto": measured where no rule decides.
+            progress: Whether to show a bar with loss and updates per second.
+
+        Raises:
+            ValueError: Any of these out of range, data that are not finite or too short
+                for the configuration, a batch larger than the data.
+
+        Example:
+            >>> import equinox as eqx
+            >>> import jax
+            >>> import optax
+            >>> import trainax_pk as tx
+            >>> data = tx.sample_data.advection_1d_periodic(key=jax.random.key(0))
+            >>> model = eqx.nn.Conv1d(
+            ...     1, 1, 2, padding="SAME", padding_mode="CIRCULAR",
+            ...     key=jax.random.key(1),
+            ... )
+            >>> trainer = tx.trainer.Trainer(
+            ...     data, tx.configuration.Supervised(2), optimizer=optax.adam(1e-2),
+            ...     num_training_steps=50, batch_size=32, progress=False,
+            ... )
+            >>> model, history = trainer(model, key=jax.random.key(2))
+            >>> history.loss.shape, bool(history.loss[-1] < history.loss[0])
+            ((50,), True)
+        """
+        self.num_training_steps = check_count("num_training_steps", num_training_steps)
+        self.batch_size = check_count("batch_size", batch_size)
+        self.progress = check_flag("progress", progress)
+        self.callbacks = _check_callbacks(callbacks)
+        self.step_fn = make_train_step(
+            configuration,
+            optimizer,
+            accumulate=accumulate,
+            max_grad_norm=max_grad_norm,
+            compute_dtype=compute_dtype,
+            ema_decay=ema_decay,
+            nonfinite=nonfinite,
+        )
+        self.configuration = configuration
+        self.optimizer = optimizer
+        self.trainable = trainable
+        self.ema = ema_decay is not None
+        self.raises = nonfinite == "raise"
+        self.windows = Windows(
+            as_trajectories(data),
+            configuration.num_times - 1,
+            stride=window_stride,
+            residency=residency,
+        )
+        # Raises before any compute when a batch is larger than the data.
+        ShuffledOrder(len(self.windows), batch_size, jax.random.key(0))
+        self.engine = Engine(
+            self.step_fn,
+            make_feed(self.windows),
+            num_updates=num_training_steps,
+            program=program,
+        )
+
+    def __call__(
+        self, model: PyTree[Any], *, key: PRNGKeyArray, ensemble: bool = False
+    ) -> tuple[PyTree[Any], History]:
+        """Trains a model.
+
+        Args:
+            model: Where to start; with `ensemble`, models stacked along a leading axis
+                of their arrays, as `eqx.filter_vmap` makes them.
+            key: Key of order and noise; with `ensemble`, one for each member.
+            ensemble: Train a stack of models.
+
+        Returns:
+            The trained model, and the history; stacked for an ensemble.
+
+        Raises:
+            FloatingPointError: A loss or gradient was not finite; the message names the
+                update, its windows and the leaves.
+            ValueError: A model without trainable leaves, or that changes the state's
+                shape or dtype.
+        """
+        if not ensemble:
+            return self._train(model, key)
+        return eqx.filter_vmap(self._train)(model, key)
+
+    def _train(
+        self, model: PyTree[Any], key: PRNGKeyArray
+    ) -> tuple[PyTree[Any], History]:
+        order_key, state_key = jax.random.split(key)
+        order = ShuffledOrder(len(self.windows), self.batch_size, order_key)
+        state = TrainState.create(
+            model,
+            self.optimizer,
+            key=state_key,
+            trainable=self.trainable,
+            ema=self.ema,
+        )
+        history, clock = HistoryBuilder(), ChunkClock()
+        total = self.num_training_steps
+        size = chunk_size(self._longest_gap(), self._batch_bytes())
+        with tqdm(total=total, disable=not self.progress, mininterval=0.2) as bar:
+            done = 0
+            while done < total:
+                self._call_back(history, done, state, order)
+                count = min(self._gap(done), clock.limit(size))
+                clock.begin()
+                before = state
+                state, records = self.engine.run(state, order, done, count, size)
+                self._check(before, state, order, done, count)
+                clock.end(count)
+                history.add_chunk(records)
+                done += count
+                _show(bar, count, records)
+            self._call_back(history, done, state, order)
+        choice = self.engine.describe()
+        return state.model, history.build(state, choice)
+
+    def _gap(self, done: int) -> int:
+        """Updates until a callback is due, or the end."""
+        gaps = [c.every - done % c.every for c in self.callbacks]
+        return min([*gaps, self.num_training_steps - done])
+
+    def _longest_gap(self) -> int:
+        shortest = min([c.every for c in self.callbacks], default=math.inf)
+        return int(min(shortest, self.num_training_steps))
+
+    def _batch_bytes(self) -> int:
+        """What a chunk holds per update: windows' indices, or the windows themselves."""
+        if self.windows.residency == "device":
+            return 4 * self.batch_size
+        total = sum(x.nbytes for x in jax.tree.leaves(self.windows.arrays.state))
+        times = self.windows.layout.num_samples * self.windows.arrays.num_times
+        return self.batch_size * self.windows.layout.length * total // times
+
+    def _call_back(
+        self, history: HistoryBuilder, done: int, state: TrainState, order: Any
+    ) -> None:
+        last = done == self.num_training_steps
+        context = Context(done, state, lambda: self.engine.batch(order, done))
+        for callback in self.callbacks:
+            if last or done % callback.every == 0:
+                history.add_record(callback.name, done, callback(context))
+
+    def _check(
+        self, before: TrainState, state: TrainState, order: Any, done: int, count: int
+    ) -> None:
+        """The one host round trip of a chunk."""
+        if isinstance(state.num_skipped, jax.core.Tracer):
+            return
+        skipped = int(np.max(np.asarray(state.num_skipped)))
+        if self.raises and skipped > 0:
+            raise FloatingPointError(
+                explain_failure(
+                    self.step_fn,
+                    before,
+                    lambda i: self.engine.batch(order, i),
+                    lambda i: order.indices(i, 1)[0],
+                    done,
+                    count,
+                )
+            )
+
+
+def _check_callbacks(
+    callbacks: Sequence[AbstractCallback],
+) -> tuple[AbstractCallback, ...]:
+    callbacks = tuple(callbacks)
+    for callback in callbacks:
+        if not isinstance(callback, AbstractCallback):
+            raise ValueError(
+                f"Expected callbacks, got {callback!r}. Wrap a function in "
+                "tx.callback.Function(function, every, name)."
+            )
+    names = [c.name for c in callbacks]
+    repeated = sorted({n for n in names if names.count(n) > 1})
+    if repeated:
+        raise ValueError(
+            f"Expected callbacks with different names, got {repeated} more than once. "
+            "Pass `name=`."
+        )
+    return callbacks
+
+
+def _show(bar: Any, count: int, records: PyTree[Array]) -> None:
+    loss = records["loss"]
+    if not bar.disable and not isinstance(loss, jax.core.Tracer):
+        bar.set_postfix(loss=f"{float(loss[-1]):.3e}", refresh=False)
+    bar.update(count)
