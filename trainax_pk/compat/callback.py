@@ -97,8 +97,8 @@ class WeightNorm(BaseCallback):
     def __init__(
         self,
         every: int,
-        squared: bool = False,
-        name: str = "weight_norm",  # noqa: FBT
+        squared: bool = False,  # noqa: FBT001, FBT002
+        name: str = "weight_norm",
     ) -> None:
         super().__init__(every, name)
         self.squared = squared
