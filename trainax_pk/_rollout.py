@@ -8,7 +8,6 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from trainax_pk._stepper import (
     bundle_of,
-    check_key,
     check_step,
     state_of,
     step_batch,
@@ -61,7 +60,6 @@ def rollout(
     """
     check_count("num_steps", num_steps)
     check_flag("include_initial", include_initial)
-    check_key(stepper, key, "rollout")
     adjoint = to_rollout_adjoint(adjoint)
     bundle = bundle_of(stepper)
     if num_steps % bundle:
@@ -69,19 +67,13 @@ def rollout(
             f"Expected `num_steps` to be a multiple of the stepper's bundle ({bundle}),"
             f" got {num_steps}. Pass {num_steps + bundle - num_steps % bundle}."
         )
-    for leaf in jax.tree.leaves(time):
-        if leaf.shape[0] < num_steps:
-            raise ValueError(
-                f"Expected `time` to hold {num_steps} times, got {leaf.shape[0]}. "
-                "Pass one forcing for each step."
-            )
     u0 = jax.tree.map(lambda x: jnp.asarray(x)[None], u0)
     batch = Window(
         u0,
         jax.tree.map(lambda x: jnp.asarray(x)[None], sample),
         jax.tree.map(lambda x: jnp.asarray(x)[None], time),
     )
-    check_step(stepper, batch, u0, key, "stepper")
+    check_step(stepper, batch, u0, key, "stepper", num_steps=num_steps)
 
     def body(carry: Any, t: Array) -> tuple[Any, Any]:
         u, nn_state = carry

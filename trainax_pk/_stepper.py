@@ -33,7 +33,9 @@ class Stepper(eqx.Module):
             `(m, ...)`; the last of them is stepped next.
 
     Raises:
-        ValueError: A flag that is no bool, a bundle that is no integer >= 1.
+        ValueError: A flag that is no bool, a bundle that is no integer >= 1, a module
+            that is not callable, a state that is no `eqx.nn.State`; when called, a
+            missing key.
 
     Example:
         >>> import jax.numpy as jnp
@@ -54,6 +56,16 @@ class Stepper(eqx.Module):
         check_flag("stochastic", self.stochastic)
         check_flag("conditioned", self.conditioned)
         check_count("bundle", self.bundle)
+        if not callable(self.module):
+            raise ValueError(
+                f"Expected `module` to be callable, got {self.module!r}. Pass a "
+                "function or an eqx.Module with __call__."
+            )
+        if not isinstance(self.state, eqx.nn.State | None):
+            raise ValueError(
+                f"Expected `state` to be an eqx.nn.State or None, got {self.state!r}. "
+                "Pass both parts of eqx.nn.make_with_state(...)."
+            )
 
     def __call__(
         self,
@@ -63,8 +75,11 @@ class Stepper(eqx.Module):
         key: PRNGKeyArray | None = None,
     ) -> PyTree[Array]:
         """One step of one sample, for inference; a new `state` is dropped."""
-        out, _ = _call(self, (u,), inputs or Inputs(), self.state, key)
-        return out
+        check_key(self, key, "a single step")
+        # Layers invalidate the state that they update; this one is called again.
+        state = jax.tree.map(lambda x: x, self.state)
+        inputs = Inputs() if inputs is None else inputs
+        return _call(self, (u,), inputs, state, key)[0]
 
 
 def bundle_of(stepper: Any) -> int:
@@ -82,11 +97,11 @@ def is_stochastic(stepper: Any) -> bool:
     return isinstance(stepper, Stepper) and stepper.stochastic
 
 
-def check_key(stepper: Any, key: Any, where: str) -> None:
+def check_key(stepper: Any, key: Any, name: str) -> None:
     """A stochastic stepper without a key is an error before any compute."""
     if is_stochastic(stepper) and key is None:
         raise ValueError(
-            f"Expected a key for the stochastic stepper of {where}, got None. "
+            f"Expected a key for the stochastic stepper `{name}`, got None. "
             "Pass `key=`."
         )
 
@@ -132,10 +147,36 @@ def step_batch(
     )(states, inputs, nn_state, keys)
 
 
+def check_inputs(stepper: Any, window: Window, num_steps: int, name: str) -> None:
+    """A conditioned stepper needs inputs, and forcing for every step."""
+    if not (isinstance(stepper, Stepper) and stepper.conditioned):
+        return
+    times = [jnp.shape(x)[1] for x in jax.tree.leaves(window.time)]
+    if not times and not jax.tree.leaves(window.sample):
+        raise ValueError(
+            f"Expected inputs for `{name}`, which is declared as conditioned, got "
+            "none. Pass a Window with `sample` or `time`."
+        )
+    # An index past the end would be clamped, not refused.
+    if times and min(times) < num_steps:
+        raise ValueError(
+            f"Expected `time` to hold forcing for {num_steps} steps of `{name}`, got "
+            f"{min(times)} times. Pass one forcing for each step."
+        )
+
+
 def check_step(
-    stepper: Any, window: Window, u: PyTree[Array], key: Any, name: str
+    stepper: Any,
+    window: Window,
+    u: PyTree[Array],
+    key: Any,
+    name: str,
+    *,
+    num_steps: int,
 ) -> None:
     """The stepper must return what it was given: structure, shapes and dtypes."""
+    check_key(stepper, key, name)
+    check_inputs(stepper, window, num_steps, name)
     out = jax.eval_shape(
         lambda u: step_batch(
             stepper,

@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 
@@ -14,13 +15,26 @@ def global_norm_squared(tree: PyTree[Any]) -> Float[Array, ""]:
     return sum((jnp.sum(jnp.real(x * jnp.conj(x))) for x in leaves), jnp.zeros(()))
 
 
-def all_finite(tree: PyTree[Any]) -> Array:
-    """True when no inexact leaf holds a NaN or an infinity."""
+def global_norm(tree: PyTree[Any]) -> Float[Array, ""]:
+    """Euclidean norm of all entries of all inexact leaves.
+
+    What is squared is at most 1 in magnitude, so that neither large nor small entries
+    are lost: it is finite where the entries and the norm itself are. Its derivative at
+    0 is 0.
+    """
     leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))
-    finite = jnp.array(True)  # noqa: FBT003
+    largest = jnp.zeros(())
     for leaf in leaves:
-        finite = finite & jnp.all(jnp.isfinite(leaf))
-    return finite
+        if leaf.size:
+            largest = jnp.maximum(largest, jnp.max(jnp.abs(leaf)))
+    largest = jax.lax.stop_gradient(largest)
+    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
+    scaled = [x / unit.astype(x.real.dtype) for x in leaves]
+    total = global_norm_squared(scaled)
+    positive = total > 0
+    root = jnp.sqrt(jnp.where(positive, total, 1.0))
+    # NaN is not positive, and must not become 0.
+    return jnp.where(total == 0, 0.0, unit * jnp.where(positive, root, total))
 
 
 def select(condition: Array, on_true: PyTree[Any], on_false: PyTree[Any]) -> PyTree:
@@ -78,10 +92,26 @@ def check_weights(name: str, weights: Any, length: int, what: str) -> Array:
     """`length` real weights as an array; ones when None."""
     if weights is None:
         return jnp.ones(length)
-    array = jnp.asarray(weights)
+    try:
+        array = jnp.asarray(weights)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Expected `{name}` to hold {length} real weights ({what}), got "
+            f"{weights!r}. Pass one number for each."
+        ) from error
     if array.shape != (length,) or jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise ValueError(
             f"Expected `{name}` to hold {length} real weights ({what}), got "
             f"{array.dtype}{list(array.shape)}. Pass one weight for each."
         )
+    if is_concrete(array) and not np.isfinite(np.asarray(array)).all():
+        raise ValueError(
+            f"Expected `{name}` to be finite, got {array}. A weight of 0 leaves a term "
+            "out."
+        )
     return array.astype(jnp.result_type(float)) if array.dtype.kind in "iub" else array
+
+
+def is_concrete(x: Any) -> bool:
+    """Whether a value is known now, so that it can be checked."""
+    return not isinstance(x, jax.core.Tracer)

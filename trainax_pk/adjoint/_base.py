@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 
@@ -39,3 +41,26 @@ class AbstractAdjoint(eqx.Module):
         Returns:
             The last carry, and the `y` stacked along a leading axis.
         """
+
+
+def settled_carry(
+    body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    init: PyTree[Any],
+    xs: PyTree[Any],
+    length: int,
+) -> PyTree[Any]:
+    """The first carry in the types that `jax.lax.scan` would settle on.
+
+    A weakly typed carry takes the type that the body returns; an adjoint that traces
+    the body more than once has to know it beforehand. What scan refuses is refused
+    here, by scan.
+    """
+    last, _ = jax.eval_shape(
+        lambda init, xs: jax.lax.scan(body, init, xs, length=length), init, xs
+    )
+    return jax.tree.map(_with_dtype, init, last)
+
+
+def _with_dtype(x: Any, like: Any) -> Any:
+    x = jnp.asarray(x)
+    return x if x.dtype == like.dtype else x.astype(like.dtype)

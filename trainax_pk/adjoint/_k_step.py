@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from trainax_pk._tree import check_count
-from trainax_pk.adjoint._base import AbstractAdjoint
+from trainax_pk.adjoint._base import AbstractAdjoint, settled_carry
 
 Body = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 
@@ -60,8 +60,8 @@ class KStepAdjoint(AbstractAdjoint):
         """As `jax.lax.scan`; its gradient stops at every k-th carry."""
         if self.k >= length:
             return jax.lax.scan(body, init, xs, length=length)
+        init = settled_carry(body, init, xs, length)
         first = jax.tree.map(lambda x: x[0], xs)
-        init = jax.tree.map(jnp.asarray, init)
         # The gradient rule must see every array that the body closes over.
         closed = eqx.filter_closure_convert(body, init, first)
         return _truncated_scan((closed, init, xs), self.k, length)
@@ -101,57 +101,60 @@ def _backward(
 ) -> Any:
     del residuals
     needed, fixed = eqx.partition(operands, perturbed)
-    (body_d, init_d, xs_d), (body_f, init_f, xs_f) = needed, fixed
+    # Scalars that are differentiated can arrive as Python literals.
+    body_d, init_d, xs_d = jax.tree.map(jnp.asarray, needed)
+    body_f, init_f, xs_f = fixed
     init = eqx.combine(init_d, init_f)
     last_ct, ys_ct = cotangent
     count, rest = divmod(length, k)
     split = count * k
 
-    def segment(
-        steps: int, ct_carry: Any, carry: Any, x_d: Any, x_f: Any, y_ct: Any
-    ) -> Any:
-        def run(body_d: Any, carry_d: Any, x_d: Any) -> Any:
-            body = eqx.combine(body_d, body_f)
-            start = eqx.combine(carry_d, carry_f)
-            return _plain_scan(body, start, eqx.combine(x_d, x_f), steps)
-
-        carry_d, carry_f = eqx.partition(carry, eqx.is_inexact_array)
-        (end, ys), pull = eqx.filter_vjp(run, body_d, carry_d, x_d)
-        return end, pull((_fill(ct_carry, end), _fill(y_ct, ys)))
+    def pull(carry: Any, x: Any, ct_end: Any, steps: int) -> Any:
+        return _pull_segment(body_d, body_f, carry, x, ct_end, steps)
 
     def head(state: Any, x: Any) -> Any:
-        carry, total, ct_init = state
-        i, x_d, x_f, y_ct = x
+        carry, ct_body, ct_init = state
+        i, x = x
         is_last = (i == count - 1) & (rest == 0)
         ct_end = jax.tree.map(
             lambda c: jnp.where(is_last, c, jnp.zeros_like(c)), last_ct
         )
-        carry, (ct_body, ct_carry, ct_x) = segment(k, ct_end, carry, x_d, x_f, y_ct)
-        total = jax.tree.map(jnp.add, total, ct_body)
+        carry, (new_body, ct_carry, ct_x) = pull(carry, x, ct_end, k)
+        ct_body = jax.tree.map(jnp.add, ct_body, new_body)
         ct_init = jax.tree.map(lambda a, b: jnp.where(i == 0, a, b), ct_carry, ct_init)
-        return (carry, total, ct_init), ct_x
+        return (carry, ct_body, ct_init), ct_x
 
-    blocks = jax.tree.map(
-        lambda x: x[:split].reshape(count, k, *x.shape[1:]), (xs_d, xs_f, ys_ct)
+    xs = (xs_d, xs_f, ys_ct)
+    blocks = jax.tree.map(lambda x: x[:split].reshape(count, k, *x.shape[1:]), xs)
+    zeros = jax.tree.map(
+        jnp.zeros_like, (body_d, eqx.filter(init, eqx.is_inexact_array))
     )
-    zeros = jax.tree.map(jnp.zeros_like, body_d)
-    zeros_init = jax.tree.map(jnp.zeros_like, eqx.filter(init, eqx.is_inexact_array))
     (carry, ct_body, ct_init), ct_xs = jax.lax.scan(
-        head, (init, zeros, zeros_init), (jnp.arange(count), *blocks)
+        head, (init, *zeros), (jnp.arange(count), blocks)
     )
     ct_xs = jax.tree.map(lambda x: x.reshape(split, *x.shape[2:]), ct_xs)
     if rest:
-        tail = jax.tree.map(lambda x: x[split:], (xs_d, xs_f, ys_ct))
-        _, (ct_tail, _, ct_x) = segment(rest, last_ct, carry, *tail)
-        ct_body = jax.tree.map(jnp.add, ct_body, ct_tail)
+        tail = jax.tree.map(lambda x: x[split:], xs)
+        _, (new_body, _, ct_x) = pull(carry, tail, last_ct, rest)
+        ct_body = jax.tree.map(jnp.add, ct_body, new_body)
         ct_xs = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ct_xs, ct_x)
-    wanted = jax.tree.map(
-        lambda d, c: None if d is None else c,
-        init_d,
-        ct_init,
-        is_leaf=lambda x: x is None,
-    )
-    return ct_body, wanted, ct_xs
+    return ct_body, _where_needed(init_d, ct_init), ct_xs
+
+
+def _pull_segment(
+    body_d: Any, body_f: Any, carry: Any, x: Any, ct_end: Any, steps: int
+) -> Any:
+    """Last carry of a segment, and the cotangents of body, first carry and inputs."""
+    x_d, x_f, y_ct = x
+    carry_d, carry_f = eqx.partition(carry, eqx.is_inexact_array)
+
+    def run(body_d: Any, carry_d: Any, x_d: Any) -> Any:
+        body = eqx.combine(body_d, body_f)
+        start = eqx.combine(carry_d, carry_f)
+        return _plain_scan(body, start, eqx.combine(x_d, x_f), steps)
+
+    (end, ys), pull = eqx.filter_vjp(run, body_d, carry_d, x_d)
+    return end, pull((_filled(ct_end, end), _filled(y_ct, ys)))
 
 
 def _plain_scan(body: Any, init: Any, xs: Any, length: int) -> Any:
@@ -159,12 +162,21 @@ def _plain_scan(body: Any, init: Any, xs: Any, length: int) -> Any:
     return jax.lax.scan(lambda c, x: body(c, x), init, xs, length=length)
 
 
-def _fill(cotangent: Any, value: Any) -> Any:
-    """Zeros where the incoming cotangent is absent."""
-    inexact = eqx.filter(value, eqx.is_inexact_array)
+def _filled(cotangent: Any, value: Any) -> Any:
+    """The cotangent of the inexact leaves, zeros where it is absent."""
     return jax.tree.map(
-        lambda v, c: jnp.zeros_like(v) if c is None else c,
-        inexact,
+        lambda v, c: jnp.zeros_like(v) if c is None and eqx.is_inexact_array(v) else c,
+        value,
         cotangent,
-        is_leaf=lambda x: x is None,
+        is_leaf=_is_none,
     )
+
+
+def _where_needed(needed: Any, cotangent: Any) -> Any:
+    return jax.tree.map(
+        lambda d, c: None if d is None else c, needed, cotangent, is_leaf=_is_none
+    )
+
+
+def _is_none(x: Any) -> bool:
+    return x is None

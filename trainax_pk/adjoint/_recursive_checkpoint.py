@@ -1,7 +1,8 @@
 """Reverse mode that stores few states and recomputes the rest."""
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from trainax_pk._tree import check_count
-from trainax_pk.adjoint._base import AbstractAdjoint
+from trainax_pk.adjoint._base import AbstractAdjoint, settled_carry
 
 Body = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 
@@ -23,10 +24,13 @@ class RecursiveCheckpointAdjoint(AbstractAdjoint):
     intermediates, and fewer writes to memory often pay for the recomputation.
 
     With `checkpoints=c`, at most c states are stored at once: scans nested L deep, L as
-    small as c allows. Memory is O(L·T^(1/L)), from O(√T) for L = 2 down to O(log T);
-    compute is L more forward passes. (Nested scans rather than the treeverse schedule
-    of Griewank & Walther, 2000, doi:10.1145/347837.347846: the same orders, a program
-    of constant size, and it composes with forward mode and higher derivatives.)
+    small as c allows, of n₁ · … · n_L >= T steps with n₁ + … + n_L <= c. Memory is
+    O(L·T^(1/L)), from O(√T) for L = 2 down to O(log T); compute is L more forward
+    passes. (Nested scans rather than the treeverse schedule of Griewank & Walther,
+    2000, doi:10.1145/347837.347846: the same orders, a program of constant size, and it
+    composes with forward mode and higher derivatives.) A length T that has no such
+    factors is rounded up; the steps in excess are skipped, at the price of a test per
+    step.
 
     Attributes:
         checkpoints: The most states held at once, or None for all T.
@@ -57,63 +61,92 @@ class RecursiveCheckpointAdjoint(AbstractAdjoint):
         length: int,
     ) -> tuple[PyTree[Any], PyTree[Any]]:
         """As `jax.lax.scan`, storing at most `checkpoints` states for the gradient."""
-        depth = _depth(length, self.checkpoints)
-        return _nested_scan(body, init, xs, length, depth)
+        if self.checkpoints is None or length <= self.checkpoints:
+            return _nested_scan(body, init, xs, (length,))
+        factors = _factors(length, self.checkpoints)
+        excess = math.prod(factors) - length
+        if excess == 0:
+            return _nested_scan(body, init, xs, factors)
+        init = settled_carry(body, init, xs, length)
+        padded = jax.tree.map(lambda x: jnp.concatenate([x, x[:excess]]), xs)
+        steps = jnp.arange(length + excess, dtype=jnp.int32)
+        last, ys = _nested_scan(_within(body, length), init, (steps, padded), factors)
+        return last, jax.tree.map(lambda y: y[:length], ys)
 
 
-def _segment(length: int, depth: int) -> int:
-    """Steps in each segment of the outermost of `depth` nested scans."""
-    return max(1, math.ceil(length ** ((depth - 1) / depth)))
-
-
-def _stored(length: int, depth: int) -> int:
-    """States held at once by `_nested_scan`: of this level, and of the open segment."""
-    if depth == 1 or length <= 1:
-        return length
-    segment = _segment(length, depth)
-    count, rest = divmod(length, segment)
-    inside = max(_stored(segment, depth - 1), _stored(rest, depth - 1))
-    return count + inside
-
-
-def _depth(length: int, checkpoints: int | None) -> int:
-    if checkpoints is None or length <= checkpoints:
-        return 1
-    deepest = max(2, math.ceil(math.log2(length)) + 1)
-    for depth in range(2, deepest + 1):
-        if _stored(length, depth) <= checkpoints:
-            return depth
-    fewest = min(_stored(length, depth) for depth in range(1, deepest + 1))
+def _factors(length: int, checkpoints: int) -> tuple[int, ...]:
+    """Lengths of the nested scans: few of them, then no excess, then a small sum."""
+    fewest = length
+    for depth in range(2, math.ceil(math.log2(length)) + 1):
+        exact = min(_divided(length, depth), key=sum, default=())
+        if exact and sum(exact) <= checkpoints:
+            return exact
+        rounded = _rounded_up(length, depth)
+        if sum(rounded) <= checkpoints:
+            return rounded
+        fewest = min(fewest, sum(rounded))
     raise ValueError(
         f"Expected at least {fewest} checkpoints for a loop of {length} steps, got "
         f"{checkpoints}. Pass a larger `checkpoints`, or None to store every state."
     )
 
 
+def _divided(length: int, depth: int) -> Iterator[tuple[int, ...]]:
+    """Factorisations into `depth` factors > 1, the greatest first."""
+    if depth == 1:
+        yield (length,)
+        return
+    for factor in range(2, math.isqrt(length) + 1):
+        if length % factor == 0:
+            for others in _divided(length // factor, depth - 1):
+                if others[-1] >= factor:
+                    yield (*others, factor)
+
+
+def _rounded_up(length: int, depth: int) -> tuple[int, ...]:
+    """The `depth` factors of smallest sum whose product is at least `length`."""
+    low = math.floor(length ** (1 / depth))
+    # The root is rounded: 1000 ** (1 / 3) is 9.99....
+    low = low + 1 if (low + 1) ** depth <= length else low
+    for raised in itertools.count():
+        factors = (low + 1,) * raised + (low,) * (depth - raised)
+        if math.prod(factors) >= length:
+            return factors
+    raise AssertionError
+
+
 def _nested_scan(
-    body: Body, init: PyTree[Any], xs: PyTree[Any], length: int, depth: int
+    body: Body, init: PyTree[Any], xs: PyTree[Any], factors: tuple[int, ...]
 ) -> tuple[PyTree[Any], PyTree[Any]]:
     # Inside a scan nothing can be merged across iterations, so that the barriers
     # against common-subexpression elimination would only cost time.
-    if depth == 1 or length <= 1:
+    count, *inner = factors
+    if not inner:
         return jax.lax.scan(
-            jax.checkpoint(body, prevent_cse=False), init, xs, length=length
+            jax.checkpoint(body, prevent_cse=False), init, xs, length=count
         )
-    segment = _segment(length, depth)
-    count, rest = divmod(length, segment)
-    head = jax.tree.map(
-        lambda x: x[: count * segment].reshape(count, segment, *x.shape[1:]), xs
-    )
 
     def run_segment(carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
-        return _nested_scan(body, carry, x, segment, depth - 1)
+        return _nested_scan(body, carry, x, tuple(inner))
 
-    carry, ys = jax.lax.scan(
-        jax.checkpoint(run_segment, prevent_cse=False), init, head, length=count
+    segments = jax.tree.map(
+        lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), xs
     )
-    ys = jax.tree.map(lambda y: y.reshape(count * segment, *y.shape[2:]), ys)
-    if rest == 0:
-        return carry, ys
-    tail = jax.tree.map(lambda x: x[count * segment :], xs)
-    carry, last = _nested_scan(body, carry, tail, rest, depth - 1)
-    return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, last)
+    last, ys = jax.lax.scan(
+        jax.checkpoint(run_segment, prevent_cse=False), init, segments, length=count
+    )
+    return last, jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), ys)
+
+
+def _within(body: Body, length: int) -> Body:
+    """The body for the first `length` steps, nothing for the others."""
+
+    def guarded(carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
+        def skip(carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
+            shapes = jax.eval_shape(body, carry, x)[1]
+            return carry, jax.tree.map(jnp.zeros_like, shapes)
+
+        t, x = x
+        return jax.lax.cond(t < length, body, skip, carry, x)
+
+    return guarded

@@ -43,11 +43,11 @@ def to_rollout_adjoint(spec: Any) -> AbstractAdjoint:
     if name == "DirectAdjoint":
         return DirectAdjoint()
     if name == "RecursiveCheckpointAdjoint":
-        return RecursiveCheckpointAdjoint(getattr(spec, "checkpoints", None))
+        return RecursiveCheckpointAdjoint(_field(spec, "checkpoints"))
     if name == "OneStepAdjoint":
         return KStepAdjoint(1)
     if name in ("KStepAdjoint", "TruncatedAdjoint"):
-        return KStepAdjoint(spec.k)
+        return KStepAdjoint(_field(spec, "k"))
     if name == "ImplicitAdjoint":
         raise ValueError(
             "Expected an adjoint of the rollout layer, got ImplicitAdjoint, which "
@@ -59,3 +59,12 @@ def to_rollout_adjoint(spec: Any) -> AbstractAdjoint:
             f"belongs to continuous-time dynamics. {_USE}"
         )
     raise ValueError(f"Expected an adjoint of the rollout layer, got {spec!r}. {_USE}")
+
+
+def _field(spec: Any, name: str) -> Any:
+    if not hasattr(spec, name):
+        raise ValueError(
+            f"Expected {type(spec).__name__} to have a field `{name}`, got {spec!r}. "
+            f"{_USE}"
+        )
+    return getattr(spec, name)

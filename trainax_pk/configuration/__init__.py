@@ -2,19 +2,16 @@
 
 from trainax_pk.configuration._base import AbstractConfiguration, Aux
 from trainax_pk.configuration._composite import Composite
+from trainax_pk.configuration._curriculum import Curriculum, at_step
 from trainax_pk.configuration._diverted_chain import (
     DivertedChain,
     DivertedChainBranchOne,
 )
+from trainax_pk.configuration._input_noise import InputNoise
 from trainax_pk.configuration._mix_chain import MixChainPostPhysics
+from trainax_pk.configuration._pushforward import Pushforward
 from trainax_pk.configuration._residuum import Residuum
 from trainax_pk.configuration._supervised import Supervised
-from trainax_pk.configuration._wrappers import (
-    Curriculum,
-    InputNoise,
-    Pushforward,
-    at_step,
-)
 
 __all__ = [
     "AbstractConfiguration",

@@ -61,3 +61,12 @@ class AbstractConfiguration(eqx.Module):
         Returns:
             The loss, a scalar, and what else is reported.
         """
+
+
+def check_configuration(configuration: Any) -> None:
+    """A configuration, or a ValueError."""
+    if not isinstance(configuration, AbstractConfiguration):
+        raise ValueError(
+            f"Expected `configuration` to be a configuration, got {configuration!r}. "
+            "Pass an instance of a tx.configuration class."
+        )

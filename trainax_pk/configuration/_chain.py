@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from trainax_pk._tree import check_count, check_flag
+from trainax_pk._stepper import bundle_of
+from trainax_pk._tree import check_count, check_flag, is_concrete
 from trainax_pk._types import Window
 from trainax_pk.adjoint import AbstractAdjoint
 
@@ -15,22 +16,29 @@ from trainax_pk.adjoint import AbstractAdjoint
 def as_window(batch: Any, num_times: int, name: str) -> Window:
     """The batch as a `Window` of at least `num_times` times."""
     window = batch if isinstance(batch, Window) else Window(batch)
-    flat, _ = jax.tree_util.tree_flatten_with_path((window.state, window.time))
     if not jax.tree.leaves(window.state):
         raise ValueError(
             f"Expected a batch with array leaves (B, L, ...) for {name}, got none. "
             "Pass an array, a PyTree of arrays, or a Window."
         )
-    batch_size = jax.tree.leaves(window.state)[0].shape[0]
-    for path, leaf in flat:
-        where = jax.tree_util.keystr(path[1:]) or "the batch"
-        if leaf.ndim < 2 or leaf.shape[0] != batch_size or leaf.shape[1] < num_times:
-            raise ValueError(
-                f"Expected {name} to get windows ({batch_size}, >= {num_times}, ...), "
-                f"got {list(leaf.shape)} for {where}. Pass windows of "
-                f"{num_times} consecutive times, batch axis first."
-            )
-    return window
+    batch_size = jnp.shape(jax.tree.leaves(window.state)[0])[:1]
+    for part, tree, times in (
+        ("states", window.state, num_times),
+        ("time", window.time, 0),
+        ("sample", window.sample, None),
+    ):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            shape = jnp.shape(leaf)
+            long_enough = times is None or (len(shape) > 1 and shape[1] >= times)
+            if shape[:1] != batch_size or not shape or not long_enough:
+                wanted = "" if times is None else f", L >= {times}"
+                where = part + jax.tree_util.keystr(path)
+                raise ValueError(
+                    f"Expected {name} to get windows with leaves "
+                    f"(B = {batch_size}{wanted}, ...), got {list(shape)} for {where}. "
+                    f"Pass windows of {num_times} consecutive times, batch axis first."
+                )
+    return jax.tree.map(jnp.asarray, window)
 
 
 def initial(window: Window) -> PyTree[Array]:
@@ -45,21 +53,26 @@ def targets(window: Window, first: int, count: int) -> PyTree[Array]:
     )
 
 
-def cut_if(tree: PyTree[Array], flag: Array | bool) -> PyTree[Array]:
-    """The tree, its gradient stopped where the flag is true."""
-    if flag is False:
+def cut(tree: PyTree[Array], *, when: Array | bool) -> PyTree[Array]:
+    """The tree, its gradient stopped where the condition holds."""
+    if when is False:
         return tree
     stopped = jax.lax.stop_gradient(tree)
-    if flag is True:
+    if when is True:
         return stopped
-    return jax.tree.map(lambda a, b: jnp.where(flag, a, b), stopped, tree)
+    return jax.tree.map(lambda a, b: jnp.where(when, a, b), stopped, tree)
 
 
-def is_cut(step: Array, cut_bptt: bool, every: int) -> Array | bool:  # noqa: FBT001
+def is_cut(step: Array, *, cut_bptt: bool, every: int) -> Array | bool:
     """Whether the main chain is cut after a number of steps."""
     if not cut_bptt or every == 1:
         return cut_bptt
     return step % every == 0
+
+
+def weighted_sum(weights: Array, losses: Array) -> Array:
+    """Σ w_t l_t in the precision of the losses, which is the model's."""
+    return jnp.sum(weights.astype(losses.dtype) * losses)
 
 
 def chain(
@@ -87,8 +100,9 @@ def chain(
 
     def guarded(carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
         def skip(carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
+            # Zeros like the shape, which also knows over which devices it varies.
             _, shapes = jax.eval_shape(body, carry, x)
-            return carry, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            return carry, jax.tree.map(jnp.zeros_like, shapes)
 
         return jax.lax.cond(x[0] < horizon, body, skip, carry, x)
 
@@ -101,12 +115,25 @@ def check_cuts(cut_bptt: Any, cut_bptt_every: Any) -> None:
     check_count("cut_bptt_every", cut_bptt_every)
 
 
+def check_horizon(horizon: Any, longest: int) -> Any:
+    """None, or a number of times between 1 and the longest; traced ones pass."""
+    if horizon is not None and is_concrete(horizon):
+        number = jnp.asarray(horizon)
+        is_integer = number.shape == () and number.dtype.kind in "iu"
+        if not is_integer or not 1 <= int(number) <= longest:
+            raise ValueError(
+                f"Expected `horizon` to be an integer in 1 ... {longest}, got "
+                f"{horizon!r}. Leave it to Curriculum, or pass None for all times."
+            )
+    return horizon
+
+
 def not_bundled(model: Any, name: str) -> None:
     """Configurations that interleave two steppers step one time at once."""
-    if getattr(model, "bundle", 1) > 1:
+    if bundle_of(model) > 1:
         raise ValueError(
             f"Expected a stepper that returns one time for {name}, got one with "
-            f"bundle={model.bundle}. Temporal bundling belongs to Supervised."
+            f"bundle={bundle_of(model)}. Temporal bundling belongs to Supervised."
         )
 
 
@@ -118,3 +145,8 @@ def check_callable(name: str, value: Any) -> Any:
             "eqx.Module with __call__."
         )
     return value
+
+
+def two_keys(key: PRNGKeyArray | None) -> Any:
+    """Keys of two independent sources of randomness, or of none."""
+    return (None, None) if key is None else jax.random.split(key)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from trainax_pk._tree import check_weights
 from trainax_pk._types import Window
 from trainax_pk.configuration._base import AbstractConfiguration, Aux
+from trainax_pk.configuration._chain import weighted_sum
 
 
 class Composite(AbstractConfiguration):
@@ -85,4 +86,4 @@ class Composite(AbstractConfiguration):
         ]
         parts = jnp.stack([loss for loss, _ in results])
         state = results[0][1].model_state
-        return jnp.sum(self.weights * parts), Aux(parts=parts, model_state=state)
+        return weighted_sum(self.weights, parts), Aux(parts=parts, model_state=state)

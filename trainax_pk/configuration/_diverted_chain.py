@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from trainax_pk._stepper import check_key, check_step, state_of, step_batch
+from trainax_pk._stepper import check_step, state_of, step_batch
 from trainax_pk._tree import check_count, check_flag, check_weights
 from trainax_pk._types import Window
 from trainax_pk.adjoint import AbstractAdjoint, DirectAdjoint, to_rollout_adjoint
@@ -18,10 +18,13 @@ from trainax_pk.configuration._chain import (
     chain,
     check_callable,
     check_cuts,
-    cut_if,
+    check_horizon,
+    cut,
     initial,
     is_cut,
     not_bundled,
+    two_keys,
+    weighted_sum,
 )
 from trainax_pk.loss import mse, reduce_batch
 
@@ -121,8 +124,10 @@ class DivertedChain(AbstractConfiguration):
             num_branch_steps,
             "steps of a branch",
         )
-        self.adjoint = to_rollout_adjoint(adjoint or DirectAdjoint())
-        self.horizon = horizon
+        self.adjoint = to_rollout_adjoint(
+            DirectAdjoint() if adjoint is None else adjoint
+        )
+        self.horizon = check_horizon(horizon, num_rollout_steps)
 
     @property
     def num_times(self) -> int:
@@ -139,11 +144,10 @@ class DivertedChain(AbstractConfiguration):
         """Loss from initial conditions; `Aux.time_losses` is `(T - N + 1,)`."""
         window = as_window(batch, self.num_times, "DivertedChain")
         u0 = initial(window)
-        model_key, ref_key = _two_keys(key)
+        model_key, ref_key = two_keys(key)
         for name, stepper in (("model", model), ("ref_stepper", self.ref_stepper)):
-            check_key(stepper, key, f"DivertedChain ({name})")
             not_bundled(stepper, f"DivertedChain ({name})")
-            check_step(stepper, window, u0, key, name)
+            check_step(stepper, window, u0, key, name, num_steps=self.num_rollout_steps)
         advance = _both_steps(self, model, window, model_key, ref_key)
 
         def branch_body(carry: PyTree, x: PyTree) -> tuple[PyTree, Array]:
@@ -154,7 +158,7 @@ class DivertedChain(AbstractConfiguration):
         def body(carry: PyTree, x: PyTree) -> tuple[PyTree, Array]:
             (u, states), (t, _) = carry, x
             # The branch's first step is also the main chain's next one.
-            ref = cut_if(u, self.cut_div_chain)
+            ref = cut(u, when=self.cut_div_chain)
             pred, ref, states, loss = advance(u, ref, states, t)
             loss = self.branch_level_weights[0] * loss
             if self.num_branch_steps > 1:
@@ -179,7 +183,7 @@ class DivertedChain(AbstractConfiguration):
             adjoint=self.adjoint,
             horizon=horizon,
         )
-        loss = jnp.sum(self.time_level_weights[:num_branches] * losses)
+        loss = weighted_sum(self.time_level_weights[:num_branches], losses)
         return loss, Aux(time_losses=losses, model_state=nn_state)
 
 
@@ -210,10 +214,6 @@ def DivertedChainBranchOne(  # noqa: N802
     return DivertedChain(num_rollout_steps, 1, **options)
 
 
-def _two_keys(key: PRNGKeyArray | None) -> Any:
-    return (None, None) if key is None else jax.random.split(key)
-
-
 def _both_steps(
     configuration: DivertedChain,
     model: Any,
@@ -235,7 +235,11 @@ def _both_steps(
             key=ref_key,
         )
         loss = reduce_batch(configuration.time_level_loss, pred, ref)
-        cut = is_cut(t + 1, configuration.cut_bptt, configuration.cut_bptt_every)
-        return cut_if(pred, cut), ref, (nn_state, ref_state), loss
+        here = is_cut(
+            t + 1,
+            cut_bptt=configuration.cut_bptt,
+            every=configuration.cut_bptt_every,
+        )
+        return cut(pred, when=here), ref, (nn_state, ref_state), loss
 
     return advance

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from trainax_pk._stepper import check_key, check_step, state_of, step_batch
+from trainax_pk._stepper import check_step, state_of, step_batch
 from trainax_pk._tree import check_count, check_weights
 from trainax_pk._types import Window
 from trainax_pk.adjoint import AbstractAdjoint, DirectAdjoint, to_rollout_adjoint
@@ -17,11 +17,12 @@ from trainax_pk.configuration._chain import (
     chain,
     check_callable,
     check_cuts,
-    cut_if,
+    cut,
     initial,
     is_cut,
     not_bundled,
     targets,
+    weighted_sum,
 )
 from trainax_pk.loss import mse, reduce_batch
 
@@ -48,8 +49,8 @@ class MixChainPostPhysics(AbstractConfiguration):
 
     Raises:
         ValueError: When built: a count below 1, a wrong number of weights. When called:
-            windows of fewer than T + M + 1 times, a stepper that changes shape or dtype,
-            a missing key.
+            windows of fewer than T + M + 1 times, a stepper that changes shape or
+            dtype, a missing key.
 
     Source: trainax (github.com/Ceyron/trainax), `MixChainPostPhysics`.
 
@@ -98,7 +99,9 @@ class MixChainPostPhysics(AbstractConfiguration):
             num_rollout_steps + num_post_physics_steps,
             "time levels of model and physics",
         )
-        self.adjoint = to_rollout_adjoint(adjoint or DirectAdjoint())
+        self.adjoint = to_rollout_adjoint(
+            DirectAdjoint() if adjoint is None else adjoint
+        )
 
     @property
     def num_times(self) -> int:
@@ -116,21 +119,23 @@ class MixChainPostPhysics(AbstractConfiguration):
         window = as_window(batch, self.num_times, "MixChainPostPhysics")
         u = initial(window)
         for name, stepper in (("model", model), ("ref_stepper", self.ref_stepper)):
-            check_key(stepper, key, f"MixChainPostPhysics ({name})")
             not_bundled(stepper, f"MixChainPostPhysics ({name})")
-            check_step(stepper, window, u, key, name)
-        model_steps, physics_steps = (
-            self.num_rollout_steps,
-            self.num_post_physics_steps,
-        )
+            check_step(stepper, window, u, key, name, num_steps=self.num_times - 1)
+        model_steps = self.num_rollout_steps
         u, nn_state, first = self._run(
-            model, u, 0, model_steps, window, key, cut=self.cut_bptt
+            model, u, 0, model_steps, window, key, cut_bptt=self.cut_bptt
         )
         _, _, last = self._run(
-            self.ref_stepper, u, model_steps, physics_steps, window, key, cut=False
+            self.ref_stepper,
+            u,
+            model_steps,
+            self.num_post_physics_steps,
+            window,
+            key,
+            cut_bptt=False,
         )
         losses = jnp.concatenate([first, last])
-        loss = jnp.sum(self.time_level_weights * losses)
+        loss = weighted_sum(self.time_level_weights, losses)
         return loss, Aux(time_losses=losses, model_state=nn_state)
 
     def _run(
@@ -142,7 +147,7 @@ class MixChainPostPhysics(AbstractConfiguration):
         window: Window,
         key: PRNGKeyArray | None,
         *,
-        cut: bool,
+        cut_bptt: bool,
     ) -> tuple[PyTree[Array], Any, Array]:
         def body(carry: PyTree, x: PyTree) -> tuple[PyTree, Array]:
             (u, nn_state), (i, target) = carry, x
@@ -150,7 +155,8 @@ class MixChainPostPhysics(AbstractConfiguration):
                 stepper, (u,), nn_state, t=start + i, window=window, key=key
             )
             loss = reduce_batch(self.time_level_loss, u, target)
-            return (cut_if(u, is_cut(i + 1, cut, self.cut_bptt_every)), nn_state), loss
+            here = is_cut(i + 1, cut_bptt=cut_bptt, every=self.cut_bptt_every)
+            return (cut(u, when=here), nn_state), loss
 
         (u, nn_state), losses = chain(
             body,

@@ -4,10 +4,16 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from trainax_pk._stepper import check_key, check_step, state_of, step_batch
+from trainax_pk._stepper import (
+    bundle_of,
+    check_inputs,
+    check_key,
+    check_step,
+    state_of,
+    step_batch,
+)
 from trainax_pk._tree import check_count, check_flag, check_weights
 from trainax_pk._types import Window
 from trainax_pk.adjoint import AbstractAdjoint, DirectAdjoint, to_rollout_adjoint
@@ -17,10 +23,13 @@ from trainax_pk.configuration._chain import (
     chain,
     check_callable,
     check_cuts,
-    cut_if,
+    check_horizon,
+    cut,
     initial,
     is_cut,
     not_bundled,
+    two_keys,
+    weighted_sum,
 )
 from trainax_pk.loss import mse, reduce_batch
 
@@ -34,10 +43,10 @@ class Residuum(AbstractConfiguration):
 
     Attributes:
         num_rollout_steps: T.
-        residuum_fn: R, `(u_next, u_prev) -> residuum` of one sample; as a `Stepper` with
-            `conditioned=True` it receives the inputs as third argument.
-        time_level_loss: `(residuum) -> scalar` of one sample, averaged over the batch;
-            or a `BatchLoss` of `(residuum, None)`.
+        residuum_fn: R, `(u_next, u_prev) -> residuum` of one sample; as a `Stepper`
+            with `conditioned=True` it receives the inputs as third argument.
+        time_level_loss: `(residuum, None) -> scalar` of one sample, averaged over the
+            batch; or a `BatchLoss`.
         cut_bptt: Stop the gradient between the model's steps.
         cut_bptt_every: ... after every so many steps only.
         cut_prev: Stop the gradient into R's second argument.
@@ -88,6 +97,11 @@ class Residuum(AbstractConfiguration):
     ) -> None:
         self.num_rollout_steps = check_count("num_rollout_steps", num_rollout_steps)
         self.residuum_fn = check_callable("residuum_fn", residuum_fn)
+        if state_of(residuum_fn) is not None or bundle_of(residuum_fn) > 1:
+            raise ValueError(
+                "Expected a `residuum_fn` without state or bundle, got "
+                f"{residuum_fn!r}. Only the model may carry a state."
+            )
         self.time_level_loss = check_callable("time_level_loss", time_level_loss)
         check_cuts(cut_bptt, cut_bptt_every)
         self.cut_bptt = cut_bptt
@@ -97,8 +111,10 @@ class Residuum(AbstractConfiguration):
         self.time_level_weights = check_weights(
             "time_level_weights", time_level_weights, num_rollout_steps, "time levels"
         )
-        self.adjoint = to_rollout_adjoint(adjoint or DirectAdjoint())
-        self.horizon = horizon
+        self.adjoint = to_rollout_adjoint(
+            DirectAdjoint() if adjoint is None else adjoint
+        )
+        self.horizon = check_horizon(horizon, num_rollout_steps)
 
     @property
     def num_times(self) -> int:
@@ -116,21 +132,24 @@ class Residuum(AbstractConfiguration):
         window = as_window(batch, self.num_times, "Residuum")
         u0 = initial(window)
         not_bundled(model, "Residuum")
-        check_key(model, key, "Residuum")
-        check_step(model, window, u0, key, "model")
+        num_steps = self.num_rollout_steps
+        check_step(model, window, u0, key, "model", num_steps=num_steps)
+        check_inputs(self.residuum_fn, window, num_steps, "residuum_fn")
+        check_key(self.residuum_fn, key, "residuum_fn")
+        model_key, residuum_key = two_keys(key)
 
         def body(carry: PyTree, x: PyTree) -> tuple[PyTree, Array]:
             (u, nn_state), (i, _) = carry, x
             u_next, nn_state = step_batch(
-                model, (u,), nn_state, t=i, window=window, key=key
+                model, (u,), nn_state, t=i, window=window, key=model_key
             )
-            pair = (cut_if(u_next, self.cut_next), cut_if(u, self.cut_prev))
+            pair = (cut(u_next, when=self.cut_next), cut(u, when=self.cut_prev))
             residuum, _ = step_batch(
-                self.residuum_fn, pair, None, t=i, window=window, key=key
+                self.residuum_fn, pair, None, t=i, window=window, key=residuum_key
             )
             loss = reduce_batch(self.time_level_loss, residuum, None)
-            cut = is_cut(i + 1, self.cut_bptt, self.cut_bptt_every)
-            return (cut_if(u_next, cut), nn_state), loss
+            here = is_cut(i + 1, cut_bptt=self.cut_bptt, every=self.cut_bptt_every)
+            return (cut(u_next, when=here), nn_state), loss
 
         (_, nn_state), losses = chain(
             body,
@@ -140,5 +159,5 @@ class Residuum(AbstractConfiguration):
             adjoint=self.adjoint,
             horizon=self.horizon,
         )
-        loss = jnp.sum(self.time_level_weights * losses)
+        loss = weighted_sum(self.time_level_weights, losses)
         return loss, Aux(time_losses=losses, model_state=nn_state)

@@ -10,7 +10,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from trainax_pk._stepper import (
     bundle_of,
-    check_key,
     check_step,
     state_of,
     step_batch,
@@ -24,10 +23,12 @@ from trainax_pk.configuration._chain import (
     chain,
     check_callable,
     check_cuts,
-    cut_if,
+    check_horizon,
+    cut,
     initial,
     is_cut,
     targets,
+    weighted_sum,
 )
 from trainax_pk.loss import mse, reduce_batch
 
@@ -94,8 +95,10 @@ class Supervised(AbstractConfiguration):
         self.time_level_weights = check_weights(
             "time_level_weights", time_level_weights, num_rollout_steps, "time levels"
         )
-        self.adjoint = to_rollout_adjoint(adjoint or DirectAdjoint())
-        self.horizon = horizon
+        self.adjoint = to_rollout_adjoint(
+            DirectAdjoint() if adjoint is None else adjoint
+        )
+        self.horizon = check_horizon(horizon, num_rollout_steps)
 
     @property
     def num_times(self) -> int:
@@ -111,9 +114,8 @@ class Supervised(AbstractConfiguration):
     ) -> tuple[Float[Array, ""], Aux]:
         """Loss on windows of T + 1 times; `Aux.time_losses` is `(T,)`."""
         window = as_window(batch, self.num_times, "Supervised")
-        check_key(model, key, "Supervised")
         u0 = initial(window)
-        check_step(model, window, u0, key, "model")
+        check_step(model, window, u0, key, "model", num_steps=self.num_rollout_steps)
         bundle = bundle_of(model)
         num_calls = self._num_calls(bundle)
         reference = targets(window, 1, self.num_rollout_steps)
@@ -135,7 +137,8 @@ class Supervised(AbstractConfiguration):
                     lambda p, r: reduce_batch(self.time_level_loss, p, r)
                 )(times, target)
                 u = jax.tree.map(lambda x: x[-1], times)
-            u = cut_if(u, is_cut(i + 1, self.cut_bptt, self.cut_bptt_every))
+            here = is_cut(i + 1, cut_bptt=self.cut_bptt, every=self.cut_bptt_every)
+            u = cut(u, when=here)
             return (u, nn_state), losses
 
         # A call counts while the first time that it returns lies within the horizon.
@@ -153,7 +156,7 @@ class Supervised(AbstractConfiguration):
             losses = jnp.where(
                 jnp.arange(self.num_rollout_steps) < self.horizon, losses, 0.0
             )
-        loss = jnp.sum(self.time_level_weights * losses)
+        loss = weighted_sum(self.time_level_weights, losses)
         return loss, Aux(time_losses=losses, model_state=nn_state)
 
     def _num_calls(self, bundle: int) -> int:

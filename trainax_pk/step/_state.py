@@ -81,7 +81,8 @@ class TrainState(eqx.Module):
             The state, with `step` 0.
 
         Raises:
-            ValueError: An optimizer that is none, a model without a trainable leaf.
+            ValueError: An optimizer that is none, a model without a trainable leaf, a
+                `trainable` that does not fit the model, no key.
 
         Example:
             >>> import equinox as eqx
@@ -95,26 +96,26 @@ class TrainState(eqx.Module):
         """
         check_optimizer(optimizer)
         check_flag("ema", ema)
+        _check_key(key)
         mask = _trainable_mask(model, trainable)
         dynamic, static = eqx.partition(model, eqx.is_array)
-        # NumPy leaves would be constants to one transformation and arrays to the next.
-        dynamic = jax.tree.map(jnp.asarray, dynamic)
+        # The state owns its arrays: they may be donated, the caller's may not.
+        dynamic = jax.tree.map(_owned, dynamic)
         params, buffers = eqx.partition(dynamic, mask)
-        flat_mask = tuple(bool(x) for x in jax.tree.leaves(mask))
+        flat_mask = tuple(jax.tree.leaves(mask))
         if not any(flat_mask):
             raise ValueError(
                 "Expected a model with a trainable inexact array, got "
                 f"{describe(dynamic)}. Check `trainable` and the dtypes of the leaves."
             )
-        params = jax.tree.map(_strong, params)
         return cls(
             params=params,
             buffers=buffers,
-            opt_state=jax.tree.map(_strong, optimizer.init(params)),
-            ema=params if ema else None,
+            opt_state=jax.tree.map(_owned, optimizer.init(params)),
+            ema=jax.tree.map(_owned, params) if ema else None,
             step=jnp.zeros((), jnp.int32),
             num_skipped=jnp.zeros((), jnp.int32),
-            key=key,
+            key=_owned(key),
             static=_Static(static, flat_mask),
         )
 
@@ -158,9 +159,22 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
-def _strong(x: Any) -> Array:
-    """Without weak type: a state read back from disk must not retrace."""
-    x = jnp.asarray(x)
+def _check_key(key: Any) -> None:
+    is_key = isinstance(key, jax.Array) and (
+        (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0)
+        or (key.dtype == jnp.uint32 and key.ndim == 1)
+    )
+    if not is_key:
+        raise ValueError(
+            f"Expected `key` to be one random key, got {key!r}. Pass jax.random.key(0)."
+        )
+
+
+def _owned(x: Any) -> Array:
+    """A copy without weak type: a state read back from disk must not retrace."""
+    x = jnp.array(x, copy=True)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return x
     return jax.lax.convert_element_type(x, x.dtype)
 
 
@@ -169,18 +183,16 @@ def _trainable_mask(model: PyTree[Any], trainable: Any) -> PyTree[bool]:
     if trainable is None:
         return inexact
     if callable(trainable) and not isinstance(trainable, eqx.Module):
-        chosen = jax.tree.map(lambda x: bool(trainable(x)), model)
-    else:
-        try:
-            chosen = jax.tree.map(
-                lambda flag, part: jax.tree.map(lambda _: bool(flag), part),
-                trainable,
-                model,
-            )
-        except ValueError as error:
-            raise ValueError(
-                "Expected `trainable` to be a function of a leaf or a PyTree of bools "
-                f"that is a prefix of the model, got {trainable!r}. Build it with "
-                "jax.tree.map over the model."
-            ) from error
-    return jax.tree.map(lambda a, b: a and b, inexact, chosen)
+        return jax.tree.map(lambda a, x: a and bool(trainable(x)), inexact, model)
+    try:
+        return jax.tree.map(
+            lambda flag, part: jax.tree.map(lambda a: a and bool(flag), part),
+            trainable,
+            inexact,
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "Expected `trainable` to be a function of a leaf or a PyTree of bools "
+            f"that is a prefix of the model, got {trainable!r}. Build it with "
+            "jax.tree.map over the model."
+        ) from error

@@ -1,7 +1,7 @@
 """One update as a pure function."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -9,21 +9,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from trainax_pk._stepper import Stepper
-from trainax_pk._tree import (
-    all_finite,
-    cast_floating,
-    check_count,
-    global_norm_squared,
-    is_floating,
-    select,
-)
-from trainax_pk._types import Window
+from trainax_pk._stepper import state_of
+from trainax_pk._tree import global_norm, select
 from trainax_pk.configuration import AbstractConfiguration, Aux, at_step
-from trainax_pk.step._state import TrainState, check_optimizer
-
-NonFinite = Literal["raise", "skip", "ignore"]
-_STREAMS = {"train": 0, "evaluate": 1}
+from trainax_pk.step._accumulate import mean_loss, mean_value_and_grad
+from trainax_pk.step._devices import average, per_device
+from trainax_pk.step._keys import stream_key
+from trainax_pk.step._options import NonFinite, check_options, check_policies
+from trainax_pk.step._precision import in_precision
+from trainax_pk.step._state import TrainState
 
 
 class Info(eqx.Module):
@@ -42,26 +36,6 @@ class Info(eqx.Module):
     grad_norm: Float[Array, ""]
     learning_rate: Array | None
     skipped: Bool[Array, ""]
-
-
-def stream_key(root: PRNGKeyArray, stream: str, step: Array) -> PRNGKeyArray:
-    """Key of a named stream at a step: evaluation cannot disturb training.
-
-    Args:
-        root: Root key.
-        stream: "train" or "evaluate".
-        step: Number of updates done.
-
-    Returns:
-        `fold_in(fold_in(root, stream), step)`.
-
-    Example:
-        >>> import jax
-        >>> from trainax_pk.step import stream_key
-        >>> stream_key(jax.random.key(0), "train", 3).shape
-        ()
-    """
-    return jax.random.fold_in(jax.random.fold_in(root, _STREAMS[stream]), step)
 
 
 def make_train_step(
@@ -89,18 +63,20 @@ def make_train_step(
         configuration: The compute graph of the loss.
         optimizer: An optax transformation. Those that take `value`, `grad`, `value_fn`
             (L-BFGS, line searches) get them.
-        accumulate: Parts that a batch is split into, one after another; gradients and
-            losses are averaged.
+        accumulate: Number n of parts that a batch is split into, one after another;
+            gradients and losses are averaged.
         max_grad_norm: Scale gradients down to this Euclidean norm.
         compute_dtype: `jnp.bfloat16`: the model computes in it; states between steps,
-            losses, gradients and parameters keep their precision.
+            losses, gradients, parameters and layers' states keep their precision.
         ema_decay: Decay d of the moving average, with warm-up min(d, (1+n)/(10+n)); the
             state has to be created with `ema=True`.
         nonfinite: What to do when loss or gradient is not finite. "skip" leaves the
             update out and counts it. "raise" does that to this and every later update;
             the engine and the trainers raise FloatingPointError then, a loop of one's
-            own reads `Info.skipped`. "ignore" updates all the same, and saves the check.
-        axis_name: Name of the mapped axis over which gradients are averaged.
+            own reads `Info.skipped`. "ignore" updates all the same, and saves the
+            check.
+        axis_name: Name of the mapped axis over which gradients are averaged, and loss
+            and layers' states with them.
 
     Returns:
         The step. Its noise at update n is a function of the state's key and n alone.
@@ -108,7 +84,7 @@ def make_train_step(
     Raises:
         ValueError: When built: an option out of its range, no configuration or
             optimizer. When called: a batch that `accumulate` does not divide, a state
-            without moving average.
+            with a moving average and no `ema_decay`, or the other way round.
 
     Example:
         >>> import equinox as eqx
@@ -124,44 +100,26 @@ def make_train_step(
         >>> int(state.step), bool(info.skipped)
         (1, False)
     """
-    _check_options(configuration, optimizer, accumulate, max_grad_norm, compute_dtype)
-    _check_policies(ema_decay, nonfinite)
+    check_options(configuration, optimizer, accumulate, max_grad_norm, compute_dtype)
+    check_policies(ema_decay, nonfinite, axis_name)
     update_rule = optax.with_extra_args_support(optimizer)
 
     def step(state: TrainState, batch: PyTree[Array]) -> tuple[TrainState, Info]:
-        if ema_decay is not None and state.ema is None:
-            raise ValueError(
-                "Expected a state with a moving average for ema_decay, got none. "
-                "Create it with TrainState.create(..., ema=True)."
-            )
-        current = at_step(configuration, state.step)
-        key = stream_key(state.key, "train", state.step)
-        if axis_name is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-
-        def loss_of(params: PyTree[Array]) -> tuple[Array, Aux]:
-            model = _in_precision(state.model_with(params), compute_dtype)
-            return _over_parts(current, model, batch, key, accumulate)
-
-        def value_and_grad(params: PyTree[Array]) -> Any:
-            if accumulate == 1:
-                (loss, aux), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
-            else:
-                loss, aux, grads = _accumulated(
-                    current, state, params, batch, key, accumulate, compute_dtype
-                )
-            if axis_name is not None:
-                loss, aux, grads = _average((loss, aux, grads), axis_name)
-            return loss, aux, jax.tree.map(jnp.conj, grads)
-
-        def value(params: PyTree[Array]) -> Array:
-            loss, _ = loss_of(params)
-            return loss if axis_name is None else jax.lax.pmean(loss, axis_name)
-
-        loss, aux, grads = value_and_grad(state.params)
-        grad_norm = jnp.sqrt(global_norm_squared(grads))
+        _check_average(state, ema_decay)
+        objective = _Objective(
+            at_step(configuration, state.step),
+            per_device(state.buffers, axis_name),
+            state,
+            batch,
+            _key(state, axis_name),
+            accumulate,
+            compute_dtype,
+            axis_name,
+        )
+        loss, aux, grads = objective.value_and_grad(state.params)
+        grad_norm = global_norm(grads)
         if max_grad_norm is not None:
-            # Through NaN-free arithmetic only: a norm of 0 must not divide.
+            # The quotient of two numbers of which neither can be 0.
             scale = max_grad_norm / jnp.maximum(grad_norm, max_grad_norm)
             grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
         updates, opt_state = update_rule.update(
@@ -170,158 +128,100 @@ def make_train_step(
             state.params,
             value=loss,
             grad=grads,
-            value_fn=value,
+            value_fn=objective.value_fn(),
         )
         params = optax.apply_updates(state.params, updates)
         new = _advance(state, params, opt_state, aux, ema_decay)
-        new, skipped = _guard(state, new, loss, grad_norm, grads, nonfinite)
+        new, skipped = _guard(state, new, loss, grad_norm, nonfinite)
         info = Info(loss, aux, grad_norm, _learning_rate(opt_state), skipped)
         return new, info
 
     return step
 
 
-def make_eval_step(
-    configuration: AbstractConfiguration, *, use_ema: bool = False
-) -> Callable[[TrainState, PyTree[Array]], tuple[Array, Aux]]:
-    """A pure function `(TrainState, batch) -> (loss, aux)` that changes nothing.
+class _Objective(eqx.Module):
+    """Loss and gradient of a batch as functions of the trained leaves."""
 
-    Layers run in inference mode (dropout off, batch norm with running statistics), and
-    noise comes from a stream of its own.
+    configuration: AbstractConfiguration
+    buffers: PyTree[Array]
+    state: TrainState
+    batch: PyTree[Array]
+    key: PRNGKeyArray
+    parts: int
+    compute_dtype: Any
+    axis_name: str | None
 
-    Args:
-        configuration: What is evaluated; curricula count at full length.
-        use_ema: Evaluate the moving average of the model.
-
-    Returns:
-        The step.
-
-    Raises:
-        ValueError: No configuration; when called, a state without moving average.
-
-    Example:
-        >>> import equinox as eqx
-        >>> import jax
-        >>> import jax.numpy as jnp
-        >>> import optax
-        >>> import trainax_pk as tx
-        >>> model = eqx.nn.Linear(2, 2, key=jax.random.key(0))
-        >>> state = tx.TrainState.create(model, optax.sgd(1.0), key=jax.random.key(1))
-        >>> evaluate = tx.make_eval_step(tx.configuration.Supervised())
-        >>> evaluate(state, jnp.ones((8, 2, 2)))[0].shape
-        ()
-    """
-    _check_configuration(configuration)
-
-    def evaluate(state: TrainState, batch: PyTree[Array]) -> tuple[Array, Aux]:
-        model = state.ema_model if use_ema else state.model
-        model = eqx.nn.inference_mode(model)
-        key = stream_key(state.key, "evaluate", state.step)
-        return configuration(model, batch, key=key)
-
-    return evaluate
-
-
-class _LowPrecision(eqx.Module):
-    """A module that computes in another precision and answers in its input's."""
-
-    module: Any
-    dtype: Any = eqx.field(static=True)
-
-    def __call__(self, u: PyTree[Array], *args: Any, **kwargs: Any) -> Any:
-        module, low, rest = cast_floating((self.module, u, args), self.dtype)
-        out = module(low, *rest, **kwargs)
-        dtypes = [x.dtype for x in jax.tree.leaves(u) if is_floating(x)]
-        return cast_floating(out, dtypes[0] if dtypes else self.dtype)
-
-
-def _in_precision(model: Any, dtype: Any) -> Any:
-    if dtype is None:
-        return model
-    if isinstance(model, Stepper):
-        return eqx.tree_at(
-            lambda m: m.module, model, _LowPrecision(model.module, dtype)
+    def value_and_grad(self, params: PyTree[Array]) -> tuple[Array, Aux, PyTree[Array]]:
+        """Averaged over parts and devices; the gradient points uphill."""
+        params = per_device(params, self.axis_name)
+        loss, aux, grads = mean_value_and_grad(
+            self._part, params, self._layers(), self.batch, self.key, self.parts
         )
-    return _LowPrecision(model, dtype)
+        loss, aux, grads = average((loss, aux, grads), self.axis_name)
+        # For complex leaves JAX returns the conjugate of the uphill direction.
+        return loss, aux, jax.tree.map(jnp.conj, grads)
 
+    def value_fn(self) -> Callable[[PyTree[Array]], Array]:
+        """The loss, for line searches, which may differentiate it."""
+        if self.axis_name is None:
+            return self._value
 
-def _over_parts(
-    configuration: AbstractConfiguration,
-    model: Any,
-    batch: PyTree[Array],
-    key: PRNGKeyArray,
-    accumulate: int,
-) -> tuple[Array, Aux]:
-    """Loss of a batch, part by part (for line searches under accumulation)."""
-    if accumulate == 1:
-        return configuration(model, batch, key=key)
-    parts, keys = _split_parts(batch, key, accumulate)
+        # Whether JAX averages the gradient of a mean over devices depends on how these
+        # are mapped over; with a rule of its own the gradient is that of the update.
+        @jax.custom_vjp
+        def value(params: PyTree[Array]) -> Array:
+            return self._value(params)
 
-    def body(total: Array, x: Any) -> tuple[Array, None]:
-        part, k = x
-        return total + configuration(model, part, key=k)[0], None
+        def forward(params: PyTree[Array]) -> Any:
+            loss, _, grads = self.value_and_grad(params)
+            return loss, jax.tree.map(jnp.conj, grads)
 
-    total, _ = jax.lax.scan(body, jnp.zeros(()), (parts, keys))
-    return total / accumulate, Aux()
+        def backward(grads: PyTree[Array], cotangent: Array) -> Any:
+            return (jax.tree.map(lambda g: (cotangent * g).astype(g.dtype), grads),)
 
+        value.defvjp(forward, backward)
+        return value
 
-def _accumulated(
-    configuration: AbstractConfiguration,
-    state: TrainState,
-    params: PyTree[Array],
-    batch: PyTree[Array],
-    key: PRNGKeyArray,
-    accumulate: int,
-    compute_dtype: Any,
-) -> tuple[Array, Aux, PyTree[Array]]:
-    parts, keys = _split_parts(batch, key, accumulate)
-    stateful = isinstance(state.model, Stepper) and state.model.state is not None
+    def _value(self, params: PyTree[Array]) -> Array:
+        params = per_device(params, self.axis_name)
+        args = (params, self._layers(), self.batch, self.key, self.parts)
+        return average(mean_loss(self._part, *args), self.axis_name)
 
-    def one(params: PyTree, layers: Any, part: PyTree, k: Any) -> tuple[Array, Aux]:
-        model = state.model_with(params)
-        if stateful:
+    def _part(
+        self, params: PyTree[Array], layers: Any, batch: PyTree, key: PRNGKeyArray
+    ) -> tuple[Array, Aux]:
+        model = self._model(params)
+        if layers is not None:
             model = eqx.tree_at(lambda m: m.state, model, layers)
-        model = _in_precision(model, compute_dtype)
-        return configuration(model, part, key=k)
-
-    def body(carry: Any, x: Any) -> Any:
-        loss, grads, layers = carry
-        (value, aux), new = jax.value_and_grad(one, has_aux=True)(params, layers, *x)
-        layers = aux.model_state if stateful else None
-        grads = jax.tree.map(jnp.add, grads, new)
-        aux = Aux(time_losses=aux.time_losses, parts=aux.parts)
-        return (loss + value, grads, layers), aux
-
-    first_part = jax.tree.map(lambda x: x[0], (parts, keys))
-    layers = state.model.state if stateful else None
-    dtype = jax.eval_shape(one, params, layers, *first_part)[0].dtype
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    (loss, grads, layers), auxs = jax.lax.scan(
-        body, (jnp.zeros((), dtype), zeros, layers), (parts, keys)
-    )
-    mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), auxs)
-    aux = Aux(mean.time_losses, layers, mean.parts)
-    return loss / accumulate, aux, jax.tree.map(lambda g: g / accumulate, grads)
-
-
-def _split_parts(batch: PyTree[Array], key: PRNGKeyArray, parts: int) -> Any:
-    window = batch if isinstance(batch, Window) else Window(batch)
-    size = window.batch_size
-    if size % parts:
-        raise ValueError(
-            f"Expected a batch size that `accumulate` ({parts}) divides, got {size}. "
-            "Change one of the two."
+        return self.configuration(
+            in_precision(model, self.compute_dtype), batch, key=key
         )
-    split = jax.tree.map(
-        lambda x: x.reshape(parts, size // parts, *x.shape[1:]), window
-    )
-    return split, jax.random.split(key, parts)
+
+    def _model(self, params: PyTree[Array]) -> Any:
+        return eqx.combine(params, self.buffers, self.state.static.tree)
+
+    def _layers(self) -> Any:
+        return state_of(self._model(self.state.params))
 
 
-def _average(tree: PyTree[Any], axis_name: str) -> PyTree[Any]:
-    return jax.tree.map(
-        lambda x: jax.lax.pmean(x, axis_name) if eqx.is_inexact_array(x) else x, tree
-    )
+def _key(state: TrainState, axis_name: str | None) -> PRNGKeyArray:
+    key = stream_key(state.key, "train", state.step)
+    if axis_name is None:
+        return key
+    return jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+
+
+def _check_average(state: TrainState, ema_decay: float | None) -> None:
+    if ema_decay is not None and state.ema is None:
+        raise ValueError(
+            "Expected a state with a moving average for ema_decay, got none. "
+            "Create it with TrainState.create(..., ema=True)."
+        )
+    if ema_decay is None and state.ema is not None:
+        raise ValueError(
+            "Expected `ema_decay` for a state with a moving average, got None; the "
+            "average would stay where it is. Pass make_train_step(..., ema_decay=...)."
+        )
 
 
 def _advance(
@@ -359,14 +259,13 @@ def _guard(
     new: TrainState,
     loss: Array,
     grad_norm: Array,
-    grads: PyTree[Array],
     nonfinite: NonFinite,
 ) -> tuple[TrainState, Array]:
     """The new state, or where loss or gradient is not finite the old one, counted."""
     if nonfinite == "ignore":
         return new, jnp.zeros((), bool)
-    # The norm of a finite gradient may overflow; only then are all leaves looked at.
-    ok = jnp.isfinite(loss) & (jnp.isfinite(grad_norm) | all_finite(grads))
+    # The norm does not overflow while the gradient is finite.
+    ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     if nonfinite == "raise":
         ok = ok & (old.num_skipped == 0)
     kept = select(ok, new, old)
@@ -380,52 +279,6 @@ def _guard(
 
 def _learning_rate(opt_state: PyTree[Array]) -> Array | None:
     found = optax.tree_utils.tree_get_all_with_path(opt_state, "learning_rate")
-    return jnp.asarray(found[0][1]) if found else None
-
-
-def _check_configuration(configuration: Any) -> None:
-    if not isinstance(configuration, AbstractConfiguration):
-        raise ValueError(
-            f"Expected `configuration` to be a configuration, got {configuration!r}. "
-            "Pass an instance of a tx.configuration class."
-        )
-
-
-def _check_options(
-    configuration: Any,
-    optimizer: Any,
-    accumulate: Any,
-    max_grad_norm: Any,
-    compute_dtype: Any,
-) -> None:
-    _check_configuration(configuration)
-    check_optimizer(optimizer)
-    check_count("accumulate", accumulate)
-    is_number = isinstance(max_grad_norm, int | float)
-    if max_grad_norm is not None and (not is_number or max_grad_norm <= 0):
-        raise ValueError(
-            f"Expected `max_grad_norm` to be a number > 0, got {max_grad_norm!r}. "
-            "Pass None for no clipping."
-        )
-    if compute_dtype is not None and jnp.dtype(compute_dtype) not in (
-        jnp.dtype(jnp.bfloat16),
-        jnp.dtype(jnp.float32),
-        jnp.dtype(jnp.float64),
-    ):
-        raise ValueError(
-            "Expected `compute_dtype` to be bfloat16, float32 or float64, got "
-            f"{compute_dtype!r}. float16 underflows without loss scaling: use bfloat16."
-        )
-
-
-def _check_policies(ema_decay: Any, nonfinite: Any) -> None:
-    if ema_decay is not None and not 0 <= ema_decay < 1:
-        raise ValueError(
-            f"Expected `ema_decay` to lie in [0, 1), got {ema_decay!r}. Pass for "
-            "example 0.999, or None."
-        )
-    if nonfinite not in ("raise", "skip", "ignore"):
-        raise ValueError(
-            "Expected `nonfinite` to be 'raise', 'skip' or 'ignore', got "
-            f"{nonfinite!r}. Choose one of them."
-        )
+    # Beside the value there may be the state of its schedule, under the same name.
+    numbers = [value for _, value in found if eqx.is_array_like(value)]
+    return jnp.asarray(numbers[0]) if numbers else None

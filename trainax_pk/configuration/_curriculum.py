@@ -1,0 +1,109 @@
+"""Rollouts that grow longer during training, in one program."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from trainax_pk._types import Window
+from trainax_pk.configuration._base import (
+    AbstractConfiguration,
+    Aux,
+    check_configuration,
+)
+from trainax_pk.configuration._chain import check_callable
+
+
+class Curriculum(AbstractConfiguration):
+    """Rollout-length curriculum: the first `schedule(step)` times count.
+
+    One program for all lengths: steps past the current length are skipped at run time,
+    not recompiled away. Loss and gradient equal those of a configuration built with the
+    shorter length. `make_train_step` supplies the step; called directly, all times
+    count. Inside `vmap` over the step, skipping becomes masking.
+
+    Attributes:
+        configuration: One with a `horizon` (Supervised, DivertedChain, Residuum), built
+            with the greatest length.
+        schedule: `step -> number of times`, traced; clipped to 1 … num_rollout_steps.
+            The schedules of optax serve.
+
+    Raises:
+        ValueError: A configuration without a horizon, a schedule that is not callable.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import trainax_pk as tx
+        >>> grow = tx.configuration.Curriculum(
+        ...     tx.configuration.Supervised(2), lambda step: 1 + step // 100
+        ... )
+        >>> window = jnp.array([[[1.0], [2.0], [4.0]]])
+        >>> early = tx.configuration.at_step(grow, jnp.array(0))
+        >>> early(lambda u: 3 * u, window)[0]
+        Array(1., dtype=float32)
+    """
+
+    configuration: AbstractConfiguration
+    schedule: Callable[[Array], Array]
+
+    def __check_init__(self) -> None:
+        check_configuration(self.configuration)
+        if not hasattr(self.configuration, "horizon"):
+            raise ValueError(
+                "Expected a configuration with a horizon (Supervised, DivertedChain, "
+                f"Residuum), got {type(self.configuration).__name__}. Put the "
+                "curriculum around that one, inside other wrappers."
+            )
+        check_callable("schedule", self.schedule)
+
+    @property
+    def num_times(self) -> int:
+        """As the inner configuration's: the greatest length."""
+        return self.configuration.num_times
+
+    def __call__(
+        self,
+        model: Any,
+        batch: Window | PyTree[Array],
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, ""], Aux]:
+        """Loss at full length."""
+        return self.configuration(model, batch, key=key)
+
+    def at(self, step: Array) -> AbstractConfiguration:
+        """The inner configuration with the horizon of a training step."""
+        longest = self.configuration.num_rollout_steps
+        shortest = getattr(self.configuration, "num_branch_steps", 1)
+        horizon = jnp.clip(jnp.asarray(self.schedule(step)), shortest, longest)
+        return eqx.tree_at(
+            lambda c: c.horizon,
+            self.configuration,
+            horizon.astype(jnp.int32),
+            is_leaf=lambda x: x is None,
+        )
+
+
+def at_step(configuration: AbstractConfiguration, step: Array) -> AbstractConfiguration:
+    """A configuration as it stands at a training step: curricula resolved.
+
+    Args:
+        configuration: Any configuration; curricula may stand anywhere inside it.
+        step: Number of updates done, traced.
+
+    Returns:
+        The configuration with every `Curriculum` replaced by its inner one.
+
+    Example:
+        >>> import trainax_pk as tx
+        >>> tx.configuration.at_step(tx.configuration.Supervised(3), 0).num_times
+        4
+    """
+    return jax.tree.map(
+        lambda c: c.at(step) if isinstance(c, Curriculum) else c,
+        configuration,
+        is_leaf=lambda c: isinstance(c, Curriculum),
+    )
