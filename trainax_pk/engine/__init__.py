@@ -2,8 +2,15 @@
 
 from trainax_pk.engine._choice import Choice
 from trainax_pk.engine._engine import ChunkClock, Engine, chunk_size
+from trainax_pk.engine._fast_convolutions import (
+    fast_convolutions,
+    has_loop_convolutions,
+    inspect_loops,
+    platform_needs_it,
+)
 from trainax_pk.engine._feed import AbstractFeed, DeviceFeed, HostFeed, make_feed
 from trainax_pk.engine._inspect import Work, inspect_work
+from trainax_pk.engine._rewrite import make_rewrite
 
 __all__ = [
     "AbstractFeed",
@@ -14,6 +21,11 @@ __all__ = [
     "HostFeed",
     "Work",
     "chunk_size",
+    "fast_convolutions",
+    "has_loop_convolutions",
+    "inspect_loops",
     "inspect_work",
     "make_feed",
+    "make_rewrite",
+    "platform_needs_it",
 ]
