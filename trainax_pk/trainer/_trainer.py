@@ -117,10 +117,12 @@ class Trainer:
         self.trainable = trainable
         self.ema = ema_decay is not None
         self.raises = nonfinite == "raise"
+        trajectories = as_trajectories(data)
         self.windows = Windows(
-            as_trajectories(data),
-            configuration.num_times - 1,
+            trajectories,
+            _window_steps(configuration, trajectories),
             stride=window_stride,
+            only_initial=configuration.num_times == 1,
             residency=residency,
         )
         # Raises before any compute when a batch is larger than the data.
@@ -232,6 +234,25 @@ class Trainer:
                     count,
                 )
             )
+
+
+def _window_steps(
+    configuration: AbstractConfiguration, trajectories: Trajectories
+) -> int:
+    """Steps of a window: those with targets, and all of them where there is forcing."""
+    steps = configuration.num_times - 1
+    if not jax.tree.leaves(trajectories.time):
+        return steps
+    return max(steps, _rollout_steps(configuration))
+
+
+def _rollout_steps(configuration: Any) -> int:
+    own = getattr(configuration, "num_rollout_steps", 0)
+    members = getattr(configuration, "configurations", ())
+    wrapped = getattr(configuration, "configuration", None)
+    pushed = getattr(configuration, "num_steps", 0)
+    inner = [_rollout_steps(c) for c in (*members, wrapped) if c is not None]
+    return max([own, *(pushed + steps for steps in inner)])
 
 
 def _check_callbacks(

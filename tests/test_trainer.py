@@ -1,0 +1,268 @@
+"""Trainers: what they return, what they refuse, ensembles, failures, callbacks."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import trainax_pk as tx
+
+DATA = jax.random.normal(jax.random.key(0), (4, 9, 1, 12))
+HELD_OUT = jax.random.normal(jax.random.key(9), (2, 6, 1, 12))
+OPTIONS = {
+    "optimizer": optax.adam(1e-2),
+    "num_training_steps": 12,
+    "batch_size": 5,
+    "progress": False,
+}
+
+
+def conv(key=jax.random.key(1)):
+    return eqx.nn.Conv1d(1, 1, 3, padding="SAME", padding_mode="CIRCULAR", key=key)
+
+
+def physics(u):
+    return jnp.roll(u, 1, axis=-1) * 0.9
+
+
+def by_hand(trainer, model, key):
+    """The documented recipe: split the key, shuffle, step."""
+    order_key, state_key = jax.random.split(key)
+    order = tx.data.ShuffledOrder(len(trainer.windows), trainer.batch_size, order_key)
+    state = tx.TrainState.create(model, trainer.optimizer, key=state_key)
+    losses = []
+    for i in range(trainer.num_training_steps):
+        batch = trainer.windows[np.asarray(order.indices(i, 1)[0])]
+        state, info = jax.jit(trainer.step_fn)(state, batch)
+        losses.append(info.loss)
+    return state.model, jnp.stack(losses)
+
+
+TRAINERS = {
+    "supervised": lambda **o: tx.trainer.SupervisedTrainer(
+        DATA, num_rollout_steps=3, **OPTIONS, **o
+    ),
+    "diverted": lambda **o: tx.trainer.DivertedChainTrainer(
+        DATA,
+        ref_stepper=physics,
+        num_rollout_steps=3,
+        num_branch_steps=2,
+        **OPTIONS,
+        **o,
+    ),
+    "branch one": lambda **o: tx.trainer.DivertedChainBranchOneTrainer(
+        DATA, ref_stepper=physics, num_rollout_steps=3, **OPTIONS, **o
+    ),
+    "mix": lambda **o: tx.trainer.MixChainTrainer(
+        DATA, ref_stepper=physics, num_rollout_steps=2, **OPTIONS, **o
+    ),
+    "residuum": lambda **o: tx.trainer.ResiduumTrainer(
+        DATA,
+        residuum_fn=lambda n, p: n - physics(p),
+        num_rollout_steps=2,
+        **OPTIONS,
+        **o,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_equals_a_loop_by_hand(name):
+    trainer = TRAINERS[name]()
+    model, history = trainer(conv(), key=jax.random.key(4))
+    expected, losses = by_hand(trainer, conv(), jax.random.key(4))
+    np.testing.assert_allclose(history.loss, losses, rtol=1e-11)
+    np.testing.assert_allclose(model.weight, expected.weight, rtol=1e-11)
+    assert history.program and int(history.state.step) == 12
+
+
+@pytest.mark.parametrize("way", ["argument", "filter_vmap"])
+@pytest.mark.parametrize("program", ["auto", "loop"])
+def test_members_of_an_ensemble_are_those_alone(way, program):
+    trainer = TRAINERS["supervised"](
+        program=program,
+        callbacks=[tx.callback.WeightNorm(5), tx.callback.GetNetwork(6)],
+    )
+    keys = jax.random.split(jax.random.key(5), 3)
+    models = eqx.filter_vmap(conv)(keys)
+    if way == "argument":
+        trained, history = trainer(models, key=keys, ensemble=True)
+    else:
+        trained, history = eqx.filter_vmap(lambda m, k: trainer(m, key=k))(models, keys)
+    assert history.loss.shape == (3, 12)
+    for i in range(3):
+        member = jax.tree.map(lambda x, i=i: x[i] if eqx.is_array(x) else x, models)
+        alone, single = trainer(member, key=keys[i])
+        np.testing.assert_allclose(history.loss[i], single.loss, rtol=1e-9)
+        np.testing.assert_allclose(trained.weight[i], alone.weight, rtol=1e-9)
+        np.testing.assert_allclose(
+            history.records["weight_norm"].values[i],
+            single.records["weight_norm"].values,
+            rtol=1e-9,
+        )
+
+
+def test_an_ensemble_inside_jit_is_traced():
+    trainer = TRAINERS["supervised"]()
+    keys = jax.random.split(jax.random.key(5), 2)
+    models = eqx.filter_vmap(conv)(keys)
+    run = eqx.filter_jit(eqx.filter_vmap(lambda m, k: trainer(m, key=k)[0]))
+    direct, _ = trainer(models, key=keys, ensemble=True)
+    np.testing.assert_allclose(run(models, keys).weight, direct.weight, rtol=1e-9)
+
+
+def test_callbacks_run_before_on_the_way_and_after():
+    seen = []
+
+    def note(step, model, batch):
+        seen.append(step)
+        return {"mean": jnp.mean(batch.state), "step": step}
+
+    one = tx.configuration.Supervised(1)
+    callbacks = [
+        tx.callback.Function(note, 5, "note"),
+        tx.callback.Loss(one, 4),
+        tx.callback.GradNorm(one, 6),
+        tx.callback.WeightNorm(12),
+        tx.callback.GetNetwork(12),
+        tx.callback.Validation(one, HELD_OUT, every=12, batch_size=3),
+        tx.callback.RolloutMetrics(
+            HELD_OUT, {"nrmse": tx.metrics.nrmse_per_lead_time}, every=12
+        ),
+    ]
+    trainer = TRAINERS["supervised"](callbacks=callbacks)
+    model, history = trainer(conv(), key=jax.random.key(4))
+    assert seen == [0, 5, 10, 12]
+    assert history.records["note"].steps == (0, 5, 10, 12)
+    assert history.records["note"].values["step"].tolist() == [0, 5, 10, 12]
+    assert history.records["loss"].steps == (0, 4, 8, 12)
+    first, last = (history.records["network"].at(i) for i in (0, -1))
+    assert np.array_equal(first.weight, conv().weight)
+    assert np.array_equal(last.weight, model.weight)
+    norm = np.sqrt(sum(np.sum(np.square(x)) for x in (model.weight, model.bias)))
+    np.testing.assert_allclose(history.records["weight_norm"].values[-1], norm)
+    grads = eqx.filter_grad(lambda m: one(m, trainer.engine.batch(*_batch(trainer)))[0])
+    leaves = jax.tree.leaves(grads(conv()))
+    expected = np.sqrt(sum(np.sum(np.square(g)) for g in leaves))
+    np.testing.assert_allclose(history.records["grad_norm"].values[0], expected)
+    pairs = [(HELD_OUT[s, t], HELD_OUT[s, t + 1]) for s in range(2) for t in range(5)]
+    by_hand = np.mean([np.mean((model(a) - b) ** 2) for a, b in pairs])
+    np.testing.assert_allclose(history.records["validation"].values[-1], by_hand)
+    prediction = jax.vmap(lambda u: tx.rollout(model, u, 5))(HELD_OUT[:, 0])
+    np.testing.assert_allclose(
+        history.records["rollout"].values["nrmse"][-1],
+        tx.metrics.nrmse_per_lead_time(prediction, HELD_OUT[:, 1:]),
+    )
+
+
+def _batch(trainer):
+    order_key, _ = jax.random.split(jax.random.key(4))
+    order = tx.data.ShuffledOrder(len(trainer.windows), trainer.batch_size, order_key)
+    return order, 0
+
+
+def test_callbacks_do_not_change_training():
+    _, bare = TRAINERS["supervised"]()(conv(), key=jax.random.key(4))
+    callback = tx.callback.Validation(tx.configuration.Supervised(), HELD_OUT, every=3)
+    watched = TRAINERS["supervised"](callbacks=[callback])
+    _, history = watched(conv(), key=jax.random.key(4))
+    assert np.array_equal(bare.loss, history.loss)
+
+
+def test_ema_and_options_reach_the_step():
+    trainer = TRAINERS["supervised"](ema_decay=0.5, max_grad_norm=1e-3)
+    _, history = trainer(conv(), key=jax.random.key(4))
+    assert not np.array_equal(
+        history.state.ema_model.weight, history.state.model.weight
+    )
+
+
+def test_forcing_and_parameters_reach_the_model():
+    forcing = jax.random.normal(jax.random.key(3), (4, 9))
+    parameter = jax.random.normal(jax.random.key(4), (4,))
+    data = tx.data.Trajectories(DATA, sample=parameter, time=forcing)
+
+    class Forced(eqx.Module):
+        conv: eqx.Module
+
+        def __call__(self, u, inputs):
+            return self.conv(u) + inputs.sample + inputs.time
+
+    model = tx.Stepper(Forced(conv()), conditioned=True)
+    for name, options in (
+        ("SupervisedTrainer", {}),
+        ("DivertedChainTrainer", {"ref_stepper": physics}),
+    ):
+        make = getattr(tx.trainer, name)
+        trainer = make(data, num_rollout_steps=3, **OPTIONS, **options)
+        assert len(trainer.windows) == 4 * 6
+        trained, history = trainer(model, key=jax.random.key(0))
+        expected, losses = by_hand(trainer, model, jax.random.key(0))
+        np.testing.assert_allclose(history.loss, losses, rtol=1e-11)
+
+
+def test_a_failure_names_update_and_windows():
+    trainer = TRAINERS["supervised"](nonfinite="raise")
+    model = eqx.tree_at(lambda m: m.weight, conv(), conv().weight * 1e200)
+    with pytest.raises(FloatingPointError, match=r"at update 0 \(windows \["):
+        trainer(model, key=jax.random.key(0))
+
+
+def test_skipping_counts():
+    trainer = TRAINERS["supervised"](nonfinite="skip")
+    model = eqx.tree_at(lambda m: m.weight, conv(), conv().weight * 1e200)
+    same, history = trainer(model, key=jax.random.key(0))
+    assert int(history.state.num_skipped) == 12
+    assert np.array_equal(same.weight, model.weight)
+
+
+def build(data=DATA, **changes):
+    configuration = tx.configuration.Supervised(3)
+    return lambda: tx.trainer.Trainer(data, configuration, **{**OPTIONS, **changes})
+
+
+BAD = {
+    "batch": (build(batch_size=1000), "batch"),
+    "steps": (
+        build(num_training_steps=0),
+        "`num_training_steps` to be an integer >= 1",
+    ),
+    "negative": (build(batch_size=-1), "`batch_size` to be an integer >= 1, got -1"),
+    "optimizer": (build(optimizer=0.1), "optax GradientTransformation"),
+    "window": (build(DATA[:, :3]), "3 times"),
+    "nan": (build(DATA.at[1, 2, 0, 3].set(jnp.nan)), r"\(1, 2, 0, 3\)|\[1, 2, 0, 3\]"),
+    "integer": (build(jnp.ones((4, 9, 1, 12), int)), "int64"),
+    "complex": (build(DATA + 0j), "complex"),
+    "leading": (build({"a": DATA, "b": DATA[:3]}), "'b'"),
+    "callback": (build(callbacks=[print]), "tx.callback.Function"),
+    "names": (
+        build(callbacks=[tx.callback.WeightNorm(1), tx.callback.WeightNorm(2)]),
+        "more than once",
+    ),
+    "program": (build(program="quick"), "'auto', 'loop' or 'scan'"),
+    "residency": (build(residency="disk"), "residency"),
+    "progress": (build(progress=1), "`progress` to be True or False"),
+    "every": (lambda: tx.callback.WeightNorm(0), "`every` to be an integer >= 1"),
+    "name": (lambda: tx.callback.WeightNorm(1, ""), "`name` to be a non-empty string"),
+    "function": (lambda: tx.callback.Function(3, 1, "x"), "`function` to be callable"),
+    "metrics": (
+        lambda: tx.callback.RolloutMetrics(HELD_OUT, {}, every=1),
+        "at least one metric",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_with_a_remedy(case):
+    run, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        run()
+
+
+def test_a_model_that_changes_shape_is_refused():
+    trainer = TRAINERS["supervised"]()
+    wrong = eqx.nn.Conv1d(1, 2, 3, padding="SAME", key=jax.random.key(0))
+    with pytest.raises(ValueError, match="keep shape"):
+        trainer(wrong, key=jax.random.key(0))
