@@ -11,8 +11,8 @@ import optax
 import trainax_pk as tx
 
 CFL = -0.75
-# First-order upwind for waves that travel to the left: exact for no mode, but the only
-# first-order stencil of width 2 that is monotone.
+# First-order upwind for waves that travel to the left: the one stencil of width 2 that
+# is consistent with the equation.
 UPWIND = np.array([1 + CFL, -CFL])
 
 

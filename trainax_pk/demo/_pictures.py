@@ -125,10 +125,14 @@ def draw_errors(evaluation: Evaluation, path: Path) -> None:
         left.plot(time, evaluation.persistence, color=_GREY, ls="--")
         left.plot(time, evaluation.nrmse, color=_COLORS[0])
         left.axhline(np.sqrt(2), color=_GREY, lw=0.8, ls=":")
-        left.annotate(
-            "persistence", (4.0, 0.62), color=_GREY, ha="right", fontsize=8, rotation=0
-        )
+        for text, place, color in (
+            ("persistence", (9.5, 0.62), _GREY),
+            ("emulator", (21.5, 0.1), _COLORS[0]),
+            ("√2: unrelated states", (0.6, 1.62), _GREY),
+        ):
+            left.annotate(text, place, color=color, fontsize=8)
         left.set_yscale("log")
+        left.set_ylim(top=2.8)
         left.set_xlim(0, time[-1])
         left.set_xlabel("lead time")
         left.set_title("nRMSE of the rollout")
@@ -136,7 +140,7 @@ def draw_errors(evaluation: Evaluation, path: Path) -> None:
         right.plot(_smoothed(evaluation.loss), color=_COLORS[0])
         right.set_yscale("log")
         right.set_xlabel("update")
-        right.set_title("Training loss, 5 steps")
+        right.set_title("Training loss over 5 steps")
         figure.savefig(path)
 
 
