@@ -17,6 +17,16 @@ class Context:
     Attributes:
         step: Number of updates done, a Python int.
         state: The whole training state.
+
+    Example:
+        >>> import equinox as eqx
+        >>> import jax
+        >>> import optax
+        >>> import trainax_pk as tx
+        >>> model = eqx.nn.Linear(2, 2, key=jax.random.key(0))
+        >>> state = tx.TrainState.create(model, optax.sgd(1.0), key=jax.random.key(1))
+        >>> tx.callback.Context(0, state, lambda: None).model.weight.shape
+        (2, 2)
     """
 
     def __init__(

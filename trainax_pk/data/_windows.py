@@ -1,6 +1,7 @@
 """Windows over trajectories by index arithmetic; no window is ever stored."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import equinox as eqx
@@ -30,6 +31,13 @@ class WindowLayout:
         length: L, number of times of a window.
         stride: Times between the starts of neighbouring windows.
         only_initial: State leaves hold the first time of a window only.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from trainax_pk.data import Windows
+        >>> layout = Windows(jnp.ones((4, 11, 3)), 2).layout
+        >>> layout.num_starts, layout.length
+        (9, 3)
     """
 
     num_samples: int
@@ -186,17 +194,14 @@ class Windows(eqx.Module):
             return self.gather_host(checked)
         return _gather_jitted(self.layout, self.arrays, jnp.asarray(checked))
 
-    def gather(self, arrays: Trajectories, indices: Indices) -> Window:
-        """As `WindowLayout.gather`: pure; reads nothing of `self` but static numbers.
+    @property
+    def gather(self) -> Callable[[Trajectories, Indices], Window]:
+        """`(arrays, indices) -> Window`: the pure `WindowLayout.gather`.
 
-        Args:
-            arrays: `self.arrays`, or others of the same layout.
-            indices: `(B,)`, within [0, len(self)); not checked.
-
-        Returns:
-            A batch of windows.
+        A method of the layout rather than of `self`, hence hashable: `jax.jit` takes it
+        as it is, and it cannot capture the arrays. `indices` are not checked.
         """
-        return self.layout.gather(arrays, indices)
+        return self.layout.gather
 
     def gather_host(self, indices: Indices) -> Window:
         """A batch of NumPy arrays, bitwise the one that a device would gather.

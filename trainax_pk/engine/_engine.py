@@ -35,6 +35,28 @@ class Engine:
     Attributes:
         choice: The family, or None before the first chunk.
         members: How an ensemble runs and why, or None.
+
+    Raises:
+        ValueError: A `program` that is not known.
+
+    Example:
+        >>> import equinox as eqx
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import trainax_pk as tx
+        >>> sgd = optax.sgd(0.1)
+        >>> windows = tx.data.Windows(jnp.ones((4, 5, 2)), 1)
+        >>> model = eqx.nn.Linear(2, 2, key=jax.random.key(0))
+        >>> state = tx.TrainState.create(model, sgd, key=jax.random.key(1))
+        >>> engine = tx.engine.Engine(
+        ...     tx.make_train_step(tx.configuration.Supervised(), sgd),
+        ...     tx.engine.make_feed(windows), num_updates=10, program="scan",
+        ... )
+        >>> order = tx.data.ShuffledOrder(len(windows), 8, 0)
+        >>> state, records = engine.run(state, order, 0, 10, 10)
+        >>> int(state.step), records["loss"].shape
+        (10, (10,))
     """
 
     def __init__(
@@ -209,12 +231,31 @@ class Engine:
 
 def chunk_size(limit: int, batch_bytes: int) -> int:
     """Longest chunk: as long as nothing on the host has to be done in between, but not
-    longer than what a chunk's plan and its waiting time allow."""
+    longer than what a chunk's plan and its waiting time allow.
+
+    Args:
+        limit: Updates between two tasks of the host.
+        batch_bytes: What the chunk holds for each update.
+
+    Returns:
+        Number of updates, at least 1.
+
+    Example:
+        >>> from trainax_pk.engine import chunk_size
+        >>> chunk_size(100, 128), chunk_size(10**6, 128), chunk_size(100, 2**29)
+        (100, 2048, 2)
+    """
     return max(1, min(limit, 2048, int(2**30 // max(batch_bytes, 1))))
 
 
 class ChunkClock:
-    """Limits chunks to a time: how late a signal or the progress bar may come."""
+    """Limits chunks to a time: how late a signal or the progress bar may come.
+
+    Example:
+        >>> from trainax_pk.engine import ChunkClock
+        >>> ChunkClock().limit(1000)  # nothing is known before the first chunk
+        64
+    """
 
     def __init__(self) -> None:
         self._per_update: float | None = None

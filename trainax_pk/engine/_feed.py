@@ -43,6 +43,14 @@ class DeviceFeed(AbstractFeed):
 
     Attributes:
         windows: Index arithmetic over the trajectories.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import trainax_pk as tx
+        >>> feed = tx.engine.DeviceFeed(tx.data.Windows(jnp.ones((4, 5, 2)), 1))
+        >>> arrays = feed.load(tx.data.SequentialOrder(16, 8), 0, 1, 1)
+        >>> feed.single(arrays, 0, 0).state.shape
+        (8, 2, 2)
     """
 
     windows: Windows
@@ -71,6 +79,15 @@ class HostFeed(AbstractFeed):
 
     Attributes:
         windows: Windows with host residency.
+
+    Example:
+        >>> import numpy as np
+        >>> import trainax_pk as tx
+        >>> data = np.ones((4, 5, 2), np.float32)
+        >>> feed = tx.engine.HostFeed(tx.data.Windows(data, 1, residency="host"))
+        >>> order = tx.data.SequentialOrder(16, 8)
+        >>> feed.load(order, 0, 3, 3).state.shape  # three updates ahead
+        (3, 8, 2, 2)
     """
 
     windows: Windows
@@ -103,5 +120,19 @@ class HostFeed(AbstractFeed):
 
 
 def make_feed(windows: Windows) -> AbstractFeed:
-    """The feed that fits where the windows live."""
+    """The feed that fits where the windows live.
+
+    Args:
+        windows: Windows of host or device residency.
+
+    Returns:
+        A `HostFeed` or a `DeviceFeed`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import trainax_pk as tx
+        >>> windows = tx.data.Windows(jnp.ones((4, 5, 2)), 1, residency="device")
+        >>> type(tx.engine.make_feed(windows)).__name__
+        'DeviceFeed'
+    """
     return HostFeed(windows) if windows.residency == "host" else DeviceFeed(windows)

@@ -1,0 +1,64 @@
+"""Notebooks run from top to bottom at a small size, and are committed executed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+
+
+def _cells(path, kind):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == kind]
+
+
+def test_there_are_three():
+    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03"]
+
+
+@notebooks
+def test_notebook_runs(path, tmp_path):
+    code = "\n\n".join("".join(cell["source"]) for cell in _cells(path, "code"))
+    script = tmp_path / f"{path.stem}.py"
+    script.write_text(code, encoding="utf-8")
+    # A process of its own: a notebook sets devices and precision for itself.
+    environment = {
+        **os.environ,
+        "TRAINAX_PK_SMALL": "1",
+        "MPLBACKEND": "Agg",
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": "",
+    }
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@notebooks
+def test_notebook_is_committed_with_its_results(path):
+    outputs = [cell["outputs"] for cell in _cells(path, "code")]
+    counts = [cell["execution_count"] for cell in _cells(path, "code")]
+    assert counts == list(range(1, len(counts) + 1)), "run from top to bottom"
+    types = [output["output_type"] for cell in outputs for output in cell]
+    assert "error" not in types
+    assert any("image/png" in o.get("data", {}) for cell in outputs for o in cell)
+    assert path.stat().st_size < 1_000_000
+
+
+@notebooks
+def test_notebook_names_no_machine(path):
+    text = path.read_text(encoding="utf-8")
+    for word in ("/tmp/", "/home/", "/root/", "site-packages"):
+        assert word not in text
