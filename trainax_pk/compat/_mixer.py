@@ -60,13 +60,18 @@ class TrajectorySubStacker(eqx.Module):
         return self(jnp.arange(self.num_total_samples))
 
     def __call__(self, indices: Int[Array, " B"] | slice) -> PyTree[Array]:
-        """Windows `(B, sub_trajectory_len, ...)`."""
-        if isinstance(indices, slice):
-            indices = jnp.arange(self.num_total_samples)[indices]
-        indices = jnp.asarray(indices)
+        """Windows `(B, sub_trajectory_len, ...)`; `indices` as arrays take them."""
+        if isinstance(indices, list | tuple):
+            indices = jnp.asarray(indices)
+        return self.windows(jnp.arange(self.num_total_samples)[indices])
+
+    def windows(self, indices: Int[Array, " B"]) -> PyTree[Array]:
+        """As a call, for indices in `0 … num_total_samples - 1`."""
         sample, start = indices // self.num_windows, indices % self.num_windows
-        times = start[:, None] + jnp.arange(self.sub_trajectory_len)
-        return jax.tree.map(lambda x: x[sample[:, None], times], self.data_trajectories)
+        offsets = jnp.arange(self.sub_trajectory_len)
+        times = start[..., None] + jnp.expand_dims(offsets, range(start.ndim))
+        sample = sample[..., None]
+        return jax.tree.map(lambda x: x[sample, times], self.data_trajectories)
 
 
 class PermutationMixer(eqx.Module):
@@ -91,7 +96,7 @@ class PermutationMixer(eqx.Module):
         batch_size: int,
         shuffle_key: PRNGKeyArray,
     ) -> None:
-        check_count("num_minibatches", num_minibatches)
+        check_count("num_minibatches", num_minibatches, minimum=0)
         check_count("batch_size", batch_size)
         if num_total_samples < batch_size:
             warnings.warn(
@@ -141,7 +146,7 @@ class EpochOrder(eqx.Module):
         """Indices of updates `start … start + n - 1`, none of another size."""
         steps = start + jnp.arange(n)
         epoch, place = steps // self.per_epoch, steps % self.per_epoch
-        columns = place[:, None] * self.full_size + jnp.arange(self.batch_size)
+        columns = place[:, None] * self.full_size + jnp.arange(self.batch_size)[None]
         return self.permutations[epoch[:, None], columns].astype(jnp.int32)
 
 

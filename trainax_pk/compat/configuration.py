@@ -10,7 +10,9 @@ from jaxtyping import Array, Float, PyTree
 
 from trainax_pk import configuration as core
 from trainax_pk._tree import check_weights
+from trainax_pk.adjoint import DirectAdjoint
 from trainax_pk.compat.loss import BaseLoss, MSELoss
+from trainax_pk.configuration._chain import cut, is_cut, weighted_sum
 from trainax_pk.loss import BatchLoss
 
 
@@ -69,10 +71,10 @@ class Supervised(BaseConfiguration):
         return core.Supervised(
             self.num_rollout_steps,
             time_level_loss=BatchLoss(self.time_level_loss),
-            cut_bptt=self.cut_bptt,
+            cut_bptt=bool(self.cut_bptt),
             cut_bptt_every=self.cut_bptt_every,
             time_level_weights=self.time_level_weights,
-        )(stepper, data)[0]
+        )(stepper, _as_answered(data, stepper))[0]
 
 
 class DivertedChain(BaseConfiguration):
@@ -128,12 +130,12 @@ class DivertedChain(BaseConfiguration):
             self.num_branch_steps,
             ref_stepper=ref_stepper,
             time_level_loss=BatchLoss(self.time_level_loss),
-            cut_bptt=self.cut_bptt,
+            cut_bptt=bool(self.cut_bptt),
             cut_bptt_every=self.cut_bptt_every,
-            cut_div_chain=self.cut_div_chain,
+            cut_div_chain=bool(self.cut_div_chain),
             time_level_weights=self.time_level_weights,
             branch_level_weights=self.branch_level_weights,
-        )(stepper, data)[0]
+        )(stepper, _as_answered(data, stepper, ref_stepper))[0]
 
 
 class DivertedChainBranchOne(BaseConfiguration):
@@ -177,11 +179,11 @@ class DivertedChainBranchOne(BaseConfiguration):
             self.num_rollout_steps,
             ref_stepper=ref_stepper,
             time_level_loss=BatchLoss(self.time_level_loss),
-            cut_bptt=self.cut_bptt,
+            cut_bptt=bool(self.cut_bptt),
             cut_bptt_every=self.cut_bptt_every,
-            cut_div_chain=self.cut_div_chain,
+            cut_div_chain=bool(self.cut_div_chain),
             time_level_weights=self.time_level_weights,
-        )(stepper, data)[0]
+        )(stepper, _as_answered(data, stepper, ref_stepper))[0]
 
 
 class MixChainPostPhysics(BaseConfiguration):
@@ -228,10 +230,10 @@ class MixChainPostPhysics(BaseConfiguration):
             self.num_post_physics_steps,
             ref_stepper=ref_stepper,
             time_level_loss=BatchLoss(self.time_level_loss),
-            cut_bptt=self.cut_bptt,
+            cut_bptt=bool(self.cut_bptt),
             cut_bptt_every=self.cut_bptt_every,
             time_level_weights=self.time_level_weights,
-        )(stepper, data)[0]
+        )(stepper, _as_answered(data, stepper, ref_stepper))[0]
 
 
 class Residuum(BaseConfiguration):
@@ -274,21 +276,24 @@ class Residuum(BaseConfiguration):
     ) -> Float[Array, ""]:
         """Loss from the windows' initial conditions."""
         del ref_stepper
+        data = _as_answered(data, stepper)
 
-        def of_one_sample(u_next: PyTree, u_prev: PyTree) -> PyTree:
-            batched = jax.tree.map(lambda x: x[None], (u_next, u_prev))
-            return jax.tree.map(lambda x: x[0], residuum_fn(*batched))
+        def body(u_prev: PyTree, t: Array) -> tuple[PyTree, Array]:
+            u_next = jax.vmap(stepper)(u_prev)
+            residuum = residuum_fn(
+                cut(u_next, when=bool(self.cut_next)),
+                cut(u_prev, when=bool(self.cut_prev)),
+            )
+            here = is_cut(
+                t + 1, cut_bptt=bool(self.cut_bptt), every=self.cut_bptt_every
+            )
+            return cut(u_next, when=here), self.time_level_loss(residuum)
 
-        return core.Residuum(
-            self.num_rollout_steps,
-            residuum_fn=of_one_sample,
-            time_level_loss=BatchLoss(self.time_level_loss),
-            cut_bptt=self.cut_bptt,
-            cut_bptt_every=self.cut_bptt_every,
-            cut_prev=self.cut_prev,
-            cut_next=self.cut_next,
-            time_level_weights=self.time_level_weights,
-        )(stepper, data)[0]
+        # The core's residuum sees one sample; trainax's sees the batch, and may mix it.
+        steps = jnp.arange(self.num_rollout_steps)
+        initial = jax.tree.map(lambda x: x[:, 0], data)
+        _, losses = DirectAdjoint().scan(body, initial, steps, self.num_rollout_steps)
+        return weighted_sum(self.time_level_weights, losses)
 
 
 class Composite(BaseConfiguration):
@@ -312,18 +317,38 @@ class Composite(BaseConfiguration):
         residuum_fn: Any = None,
     ) -> Float[Array, ""]:
         """Σ w · L; as many weights as configurations."""
+        if len(self.weights) != len(self.configurations):
+            raise ValueError(
+                f"Expected {len(self.configurations)} weights, one for each "
+                f"configuration, got {len(self.weights)}. Pass as many weights."
+            )
         losses = [
             member(stepper, data, ref_stepper=ref_stepper, residuum_fn=residuum_fn)
             for member in self.configurations
         ]
-        weights = check_weights(
-            "weights", jnp.asarray(self.weights), len(losses), "configurations"
-        )
-        return sum(w * loss for w, loss in zip(weights, losses, strict=True))
+        return sum(w * loss for w, loss in zip(self.weights, losses, strict=True))
 
 
 def _weights(weights: Any, length: int) -> Array:
     return check_weights("weights", weights, length, "levels")
+
+
+def _as_answered(data: PyTree[Array], *steppers: Any) -> PyTree[Array]:
+    """The data in the precision that the steppers answer in, if that is higher.
+
+    A loop keeps its dtype; unrolled, the first step would promote the state.
+    """
+    dtypes = {x.dtype for x in jax.tree.leaves((data, steppers)) if eqx.is_array(x)}
+    if len(dtypes) < 2:
+        return data
+    for stepper in steppers:
+        one = jax.tree.map(lambda x: x[0, 0], data)
+        out = jax.eval_shape(stepper, one)
+        if jax.tree.structure(out) == jax.tree.structure(one):
+            data = jax.tree.map(
+                lambda x, o: x.astype(jnp.promote_types(x.dtype, o.dtype)), data, out
+            )
+    return data
 
 
 __all__ = [

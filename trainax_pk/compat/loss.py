@@ -58,7 +58,7 @@ class MSELoss(BaseLoss):
         return mse(prediction, target)
 
 
-class Normalized_MSELoss(BaseLoss):  # noqa: N801
+class Normalized_MSELoss(MSELoss):
     """Mean squared error over the mean square of the target.
 
     Example:
@@ -68,9 +68,7 @@ class Normalized_MSELoss(BaseLoss):  # noqa: N801
         Array(0.25, dtype=float32)
     """
 
-    def single_batch(
-        self, prediction: Any, target: Any | None = None
-    ) -> Float[Array, ""]:
+    def single_batch(self, prediction: Any, target: Any) -> Float[Array, ""]:
         """Mean of the squared difference over that of the squared target."""
         return nmse(prediction, target)
 
@@ -92,7 +90,7 @@ class MAELoss(BaseLoss):
         return mae(prediction, target)
 
 
-class Normalized_MAELoss(BaseLoss):  # noqa: N801
+class Normalized_MAELoss(MAELoss):
     """Mean absolute error over the mean absolute target.
 
     Example:
@@ -102,9 +100,7 @@ class Normalized_MAELoss(BaseLoss):  # noqa: N801
         Array(0.5, dtype=float32)
     """
 
-    def single_batch(
-        self, prediction: Any, target: Any | None = None
-    ) -> Float[Array, ""]:
+    def single_batch(self, prediction: Any, target: Any) -> Float[Array, ""]:
         """Mean of the absolute difference over that of the absolute target."""
         return nmae(prediction, target)
 
