@@ -130,6 +130,8 @@ def test_gathers_in_jit_vmap_and_scan_with_the_layout_static():
     assert hash(windows.layout) == hash(Windows(example(seed=3), 2).layout)
     gather = jax.jit(WindowLayout.gather, static_argnums=0)
     assert_same(gather(windows.layout, windows.arrays, indices[0]), one_by_one[0])
+    # Refused by jit if it were a method of the module, whose hash covers the arrays.
+    assert_same(jax.jit(windows.gather)(windows.arrays, indices[0]), one_by_one[0])
     assert_same(
         jax.vmap(windows.gather, in_axes=(None, 0))(windows.arrays, indices), expected
     )
