@@ -210,6 +210,32 @@ def test_a_failure_names_update_and_windows():
         trainer(model, key=jax.random.key(0))
 
 
+class Scale(eqx.Module):
+    weight: jax.Array
+
+    def __call__(self, u):
+        return self.weight * u
+
+
+def test_a_failing_member_is_named():
+    trainer = TRAINERS["supervised"]()
+    models = Scale(jnp.array([1.0, 1e200, 1.0]))
+    keys = jax.random.split(jax.random.key(5), 3)
+    with pytest.raises(FloatingPointError, match="of member 1 at update 0"):
+        trainer(models, key=keys, ensemble=True)
+
+
+def test_a_failing_member_leaves_the_others_alone():
+    # XLA multiplies grouped convolutions by masks on a CPU: 0·NaN would reach them.
+    trainer = TRAINERS["supervised"](nonfinite="skip")
+    keys = jax.random.split(jax.random.key(5), 3)
+    models = eqx.filter_vmap(conv)(keys)
+    scale = jnp.array([1.0, 1e200, 1.0])[:, None, None, None]
+    models = eqx.tree_at(lambda m: m.weight, models, models.weight * scale)
+    _, history = trainer(models, key=keys, ensemble=True)
+    assert history.state.num_skipped.tolist() == [0, 12, 0]
+
+
 def test_skipping_counts():
     trainer = TRAINERS["supervised"](nonfinite="skip")
     model = eqx.tree_at(lambda m: m.weight, conv(), conv().weight * 1e200)

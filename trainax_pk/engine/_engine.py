@@ -66,6 +66,7 @@ class Engine:
         *,
         num_updates: int,
         program: str = "auto",
+        raises: bool = False,
     ) -> None:
         if program not in ("auto", "loop", "scan"):
             raise ValueError(
@@ -75,6 +76,7 @@ class Engine:
         self._feed = feed
         self._num_updates = num_updates
         self._program = program
+        self._raises = raises
         rewrite = make_rewrite(jax.default_backend(), num_updates)
         self._programs = Programs(step, feed, rewrite)
         self._choices: dict[Any, Choice] = {}
@@ -182,6 +184,8 @@ class Engine:
             axes = jax.tree.map(lambda b: 0 if b else None, batched[1])
             run = self._ensemble(axes, axis_size, start, count, size)
             out = run(state, arrays)
+            if self._raises and not _is_traced(out):
+                _check_members(out[1], start, count)
             return out, jax.tree.map(lambda _: True, out)
 
         return chunk(state, arrays)
@@ -222,6 +226,7 @@ class Engine:
                     work,
                     lambda n: together(state, arrays, min(n, size)),
                     lambda n: apart(state, arrays, min(n, size)),
+                    raises=self._raises,
                 )
             form = together if self.members[0] else apart
             return form(state, arrays, count)
@@ -281,14 +286,32 @@ class ChunkClock:
         return int(np.clip(fitting, 1, size))
 
 
-def _decide_members(work: Work, together: Any, apart: Any) -> tuple[bool, str]:
+def _decide_members(
+    work: Work, together: Any, apart: Any, *, raises: bool
+) -> tuple[bool, str]:
     on_cpu = jax.default_backend() == "cpu"
+    if on_cpu and work.convolutions and not raises:
+        # XLA multiplies grouped convolutions by masks: 0·NaN reaches the other members.
+        return False, "one member's NaN must not reach the others"
     if on_cpu and work.convolutions and work.multiply_adds > _TINY:
         return False, "convolutions on a CPU run slower vmapped (grouped)"
     if work.multiply_adds <= _TINY:
         return True, "an update of one member is dispatch, not arithmetic"
     update = max(work.multiply_adds, 1) * 1e-10
     return faster_for_members(together, apart, update)
+
+
+def _check_members(records: PyTree[Array], start: int, count: int) -> None:
+    """What a trainer cannot see through vmap: records of members that are not finite."""
+    finite = [np.isfinite(x[:, :count]) for x in jax.device_get(records).values()]
+    failed = np.argwhere(~np.logical_and.reduce(finite))
+    if failed.size:
+        member, update = failed[np.argmin(failed[:, 1])]
+        raise FloatingPointError(
+            "Expected finite losses and gradients, got one that is not, of member "
+            f"{member} at update {start + update}. Lower the learning rate, pass "
+            "max_grad_norm, or nonfinite='skip'; train the member alone to learn more."
+        )
 
 
 def _shapes(tree: PyTree) -> tuple[Any, ...]:
