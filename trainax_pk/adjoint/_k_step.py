@@ -27,6 +27,8 @@ class KStepAdjoint(AbstractAdjoint):
     Segments between cuts do not depend on one another in the backward pass, so that it
     walks forward through them again and differentiates one at a time. Backward memory
     is the intermediates of k steps whatever T is; compute is one more forward pass.
+    Reverse mode only, unless k >= T. Differentiated again, as by hyper-gradients, it
+    gives the exact derivative of the truncated gradient, at the memory of all T steps.
 
     Attributes:
         k: Number of steps that a gradient may cross, >= 1.
