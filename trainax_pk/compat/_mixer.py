@@ -21,6 +21,13 @@ class TrajectorySubStacker(eqx.Module):
         num_total_samples: Number of windows.
         sub_trajectory_len: Times in a window (1 if only initial conditions are stored).
         num_windows: Windows of one trajectory.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import trainax_pk.compat as tx
+        >>> stacker = tx.TrajectorySubStacker(jnp.ones((4, 10, 1, 30)), 3)
+        >>> stacker.num_total_samples, stacker(jnp.array([0, 7])).shape
+        (32, (2, 3, 1, 30))
     """
 
     data_trajectories: PyTree[Array]
@@ -80,6 +87,13 @@ class PermutationMixer(eqx.Module):
     Attributes:
         permutations: `(num_epochs, num_total_samples)`.
         batch_size: Not larger than the number of samples.
+
+    Example:
+        >>> import jax
+        >>> import trainax_pk.compat as tx
+        >>> mixer = tx.PermutationMixer(10, 6, 4, jax.random.key(0))
+        >>> [len(mixer(i)) for i in range(3)]
+        [4, 4, 2]
     """
 
     num_total_samples: int = eqx.field(static=True)

@@ -38,7 +38,16 @@ class BaseCallback(eqx.Module):
 
 
 class CompositeCallback(eqx.Module):
-    """Several callbacks, or functions like them, as one."""
+    """Several callbacks, or functions like them, as one.
+
+    Example:
+        >>> from trainax_pk.compat import callback
+        >>> both = callback.CompositeCallback(
+        ...     [callback.GetNetwork(1, "a"), callback.GetNetwork(2, "b")]
+        ... )
+        >>> both(3, "the network", None)
+        {'a': 'the network', 'b': None}
+    """
 
     callbacks: list[Any]
 
@@ -56,7 +65,14 @@ class CompositeCallback(eqx.Module):
 
 
 class GetNetwork(BaseCallback):
-    """The network itself."""
+    """The network itself.
+
+    Example:
+        >>> from trainax_pk.compat import callback
+        >>> get = callback.GetNetwork(every=10)
+        >>> get(10, "the network", None), get(11, "the network", None)
+        ({'network': 'the network'}, {'network': None})
+    """
 
     def __init__(self, every: int, name: str = "network") -> None:
         super().__init__(every, name)
@@ -68,7 +84,16 @@ class GetNetwork(BaseCallback):
 
 
 class SaveNetwork(BaseCallback):
-    """Writes the network to `{path}/{file_name}_{update_i}.eqx`."""
+    """Writes the network to `{path}/{file_name}_{update_i}.eqx`.
+
+    Example:
+        >>> from trainax_pk.compat import callback
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     callback.SaveNetwork(5, folder, "net")(5, jnp.ones(2), None)
+        {'network_saved': True}
+    """
 
     path: str
     file_name: str
@@ -90,7 +115,14 @@ class SaveNetwork(BaseCallback):
 
 
 class WeightNorm(BaseCallback):
-    """Euclidean norm of the network's arrays."""
+    """Euclidean norm of the network's arrays.
+
+    Example:
+        >>> from trainax_pk.compat import callback
+        >>> import jax.numpy as jnp
+        >>> callback.WeightNorm(1)(0, jnp.array([3.0, 4.0]), None)
+        {'weight_norm': Array(5., dtype=float32)}
+    """
 
     squared: bool
 
@@ -110,7 +142,19 @@ class WeightNorm(BaseCallback):
 
 
 class GradNorm(BaseCallback):
-    """Euclidean norm of a configuration's gradient on the batch."""
+    """Euclidean norm of a configuration's gradient on the batch.
+
+    Example:
+        >>> import equinox as eqx
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import trainax_pk.compat as tx
+        >>> model = eqx.nn.Linear(1, 1, use_bias=False, key=jax.random.key(0))
+        >>> model = eqx.tree_at(lambda m: m.weight, model, jnp.array([[3.0]]))
+        >>> norm = tx.callback.GradNorm(1, tx.configuration.Supervised(), name="norm")
+        >>> norm(0, model, jnp.array([[[1.0], [2.0]]]))  # d/dw (w - 2)² at 3
+        {'norm': Array(2., dtype=float32)}
+    """
 
     loss_configuration: BaseConfiguration
     squared: bool
@@ -143,7 +187,15 @@ class GradNorm(BaseCallback):
 
 
 class Loss(BaseCallback):
-    """Loss of another configuration on the batch, and its gradient if wished."""
+    """Loss of another configuration on the batch, and its gradient if wished.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import trainax_pk.compat as tx
+        >>> loss = tx.callback.Loss(1, tx.configuration.Supervised(), name="loss")
+        >>> loss(0, lambda u: 3 * u, jnp.array([[[1.0], [2.0]]]))
+        {'loss': Array(1., dtype=float32)}
+    """
 
     loss_configuration: BaseConfiguration
     with_grad: bool

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PyTree
 from trainax_pk import configuration as core
 from trainax_pk._tree import check_weights
 from trainax_pk.adjoint import DirectAdjoint
+from trainax_pk.compat._precision import as_answered
 from trainax_pk.compat.loss import BaseLoss, MSELoss
 from trainax_pk.configuration._chain import cut, is_cut, weighted_sum
 from trainax_pk.loss import BatchLoss
@@ -35,7 +36,15 @@ class BaseConfiguration(eqx.Module):
 
 
 class Supervised(BaseConfiguration):
-    """Supervised rollout; see `trainax_pk.configuration.Supervised`."""
+    """Supervised rollout; see `trainax_pk.configuration.Supervised`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import trainax_pk.compat as tx
+        >>> window = jnp.array([[[1.0], [2.0], [4.0]]])
+        >>> tx.configuration.Supervised(2)(lambda u: 3 * u, window)  # (3 - 2)² + (9 - 4)²
+        Array(26., dtype=float32)
+    """
 
     num_rollout_steps: int
     time_level_loss: BaseLoss
@@ -74,11 +83,19 @@ class Supervised(BaseConfiguration):
             cut_bptt=bool(self.cut_bptt),
             cut_bptt_every=self.cut_bptt_every,
             time_level_weights=self.time_level_weights,
-        )(stepper, _as_answered(data, stepper))[0]
+        )(stepper, as_answered(data, stepper))[0]
 
 
 class DivertedChain(BaseConfiguration):
-    """Diverted chain; see `trainax_pk.configuration.DivertedChain`."""
+    """Diverted chain; see `trainax_pk.configuration.DivertedChain`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import trainax_pk.compat as tx
+        >>> chain = tx.configuration.DivertedChain(2, 2)
+        >>> chain(lambda u: 3 * u, jnp.ones((1, 1, 1)), ref_stepper=lambda u: 2 * u)
+        Array(26., dtype=float32)
+    """
 
     num_rollout_steps: int
     num_branch_steps: int
@@ -135,11 +152,19 @@ class DivertedChain(BaseConfiguration):
             cut_div_chain=bool(self.cut_div_chain),
             time_level_weights=self.time_level_weights,
             branch_level_weights=self.branch_level_weights,
-        )(stepper, _as_answered(data, stepper, ref_stepper))[0]
+        )(stepper, as_answered(data, stepper, ref_stepper))[0]
 
 
 class DivertedChainBranchOne(BaseConfiguration):
-    """Diverted chain with branches of one step."""
+    """Diverted chain with branches of one step.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import trainax_pk.compat as tx
+        >>> one = tx.configuration.DivertedChainBranchOne(2)
+        >>> one(lambda u: 3 * u, jnp.ones((1, 1, 1)), ref_stepper=lambda u: 2 * u)
+        Array(10., dtype=float32)
+    """
 
     num_rollout_steps: int
     time_level_loss: BaseLoss
@@ -183,11 +208,20 @@ class DivertedChainBranchOne(BaseConfiguration):
             cut_bptt_every=self.cut_bptt_every,
             cut_div_chain=bool(self.cut_div_chain),
             time_level_weights=self.time_level_weights,
-        )(stepper, _as_answered(data, stepper, ref_stepper))[0]
+        )(stepper, as_answered(data, stepper, ref_stepper))[0]
 
 
 class MixChainPostPhysics(BaseConfiguration):
-    """Model steps, then physics; see `trainax_pk.configuration.MixChainPostPhysics`."""
+    """Model steps, then physics; see `trainax_pk.configuration.MixChainPostPhysics`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import trainax_pk.compat as tx
+        >>> window = jnp.array([[[1.0], [2.0], [4.0]]])
+        >>> mix = tx.configuration.MixChainPostPhysics()
+        >>> mix(lambda u: 3 * u, window, ref_stepper=lambda u: 2 * u)
+        Array(5., dtype=float32)
+    """
 
     num_rollout_steps: int
     time_level_loss: BaseLoss
@@ -233,11 +267,20 @@ class MixChainPostPhysics(BaseConfiguration):
             cut_bptt=bool(self.cut_bptt),
             cut_bptt_every=self.cut_bptt_every,
             time_level_weights=self.time_level_weights,
-        )(stepper, _as_answered(data, stepper, ref_stepper))[0]
+        )(stepper, as_answered(data, stepper, ref_stepper))[0]
 
 
 class Residuum(BaseConfiguration):
-    """Residuum rollout; the residuum function sees batches, as in trainax."""
+    """Residuum rollout; the residuum function sees batches, as in trainax.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import trainax_pk.compat as tx
+        >>> doubled = lambda u_next, u_prev: u_next - 2 * u_prev
+        >>> residuum = tx.configuration.Residuum(2)
+        >>> residuum(lambda u: 3 * u, jnp.ones((1, 1, 1)), residuum_fn=doubled)
+        Array(10., dtype=float32)
+    """
 
     num_rollout_steps: int
     time_level_loss: BaseLoss
@@ -276,7 +319,7 @@ class Residuum(BaseConfiguration):
     ) -> Float[Array, ""]:
         """Loss from the windows' initial conditions."""
         del ref_stepper
-        data = _as_answered(data, stepper)
+        data = as_answered(data, stepper)
 
         def body(u_prev: PyTree, t: Array) -> tuple[PyTree, Array]:
             u_next = jax.vmap(stepper)(u_prev)
@@ -297,7 +340,16 @@ class Residuum(BaseConfiguration):
 
 
 class Composite(BaseConfiguration):
-    """Weighted sum of configurations on the same batch."""
+    """Weighted sum of configurations on the same batch.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import trainax_pk.compat as tx
+        >>> one = tx.configuration.Supervised(1)
+        >>> both = tx.configuration.Composite([one, one], [1.0, 2.0])
+        >>> both(lambda u: 3 * u, jnp.array([[[1.0], [2.0]]]))
+        Array(3., dtype=float32)
+    """
 
     configurations: list[BaseConfiguration]
     weights: list[float]
@@ -331,24 +383,6 @@ class Composite(BaseConfiguration):
 
 def _weights(weights: Any, length: int) -> Array:
     return check_weights("weights", weights, length, "levels")
-
-
-def _as_answered(data: PyTree[Array], *steppers: Any) -> PyTree[Array]:
-    """The data in the precision that the steppers answer in, if that is higher.
-
-    A loop keeps its dtype; unrolled, the first step would promote the state.
-    """
-    dtypes = {x.dtype for x in jax.tree.leaves((data, steppers)) if eqx.is_array(x)}
-    if len(dtypes) < 2:
-        return data
-    for stepper in steppers:
-        one = jax.tree.map(lambda x: x[0, 0], data)
-        out = jax.eval_shape(stepper, one)
-        if jax.tree.structure(out) == jax.tree.structure(one):
-            data = jax.tree.map(
-                lambda x, o: x.astype(jnp.promote_types(x.dtype, o.dtype)), data, out
-            )
-    return data
 
 
 __all__ = [

@@ -24,7 +24,7 @@ def replace_equations(jaxpr: Any, replacement: Replacement) -> Any:
     Args:
         jaxpr: Open or closed jaxpr.
         replacement: Says for one equation of one output what stands in for it. The
-            stand-in must return an array of the same shape and dtype, else the equation
+            stand-in must return the same shape, dtype and weak type, else the equation
             is kept.
 
     Returns:
@@ -33,7 +33,7 @@ def replace_equations(jaxpr: Any, replacement: Replacement) -> Any:
     Example:
         >>> import jax
         >>> from trainax_pk.engine._jaxpr import replace_equations
-        >>> jaxpr = jax.make_jaxpr(lambda x: jax.numpy.sin(x) + 1)(0.0)
+        >>> jaxpr = jax.make_jaxpr(lambda x: jax.lax.sin(x) + 1)(jax.numpy.ones(()))
         >>> new = replace_equations(
         ...     jaxpr, lambda e: jax.lax.cos if e.primitive.name == "sin" else None
         ... )
