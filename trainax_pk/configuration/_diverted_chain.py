@@ -153,14 +153,14 @@ class DivertedChain(AbstractConfiguration):
         def branch_body(carry: PyTree, x: PyTree) -> tuple[PyTree, Array]:
             (pred, ref, states, t), (b, weight) = carry, x
             pred, ref, states, loss = advance(pred, ref, states, t + b)
-            return (pred, ref, states, t), weight * loss
+            return (pred, ref, states, t), weight.astype(loss.dtype) * loss
 
         def body(carry: PyTree, x: PyTree) -> tuple[PyTree, Array]:
             (u, states), (t, _) = carry, x
             # The branch's first step is also the main chain's next one.
             ref = cut(u, when=self.cut_div_chain)
             pred, ref, states, loss = advance(u, ref, states, t)
-            loss = self.branch_level_weights[0] * loss
+            loss = self.branch_level_weights[0].astype(loss.dtype) * loss
             if self.num_branch_steps > 1:
                 rest = jnp.arange(1, self.num_branch_steps, dtype=jnp.int32)
                 _, more = jax.lax.scan(
