@@ -11,6 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+
+from trainax_pk.data import ShuffledOrder
+from trainax_pk.step import TrainState
+from trainax_pk.trainer import Trainer
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 _PACKAGES = ("jax", "jaxlib", "equinox", "optax", "trainax", "apebench", "pdequinox")
@@ -47,6 +52,17 @@ def first_call(run: Callable[[], Any]) -> float:
     began = time.perf_counter()
     jax.block_until_ready(run())
     return time.perf_counter() - began
+
+
+def chunk_program(trainer: Trainer, model: Any, size: int) -> Any:
+    """The trainer's program of many updates, lowered and not yet compiled."""
+    key = jax.random.key(0)
+    order = ShuffledOrder(len(trainer.windows), trainer.batch_size, key)
+    state = TrainState.create(model, trainer.optimizer, key=key)
+    engine = trainer.engine
+    arrays = engine._feed.load(order, 0, size, size)
+    zero = np.int32(0)
+    return engine._programs._scan.lower(state, arrays, zero, zero, size=size)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -85,16 +85,39 @@ def choose(
 
 
 def faster_for_members(
-    together: Callable[[int], Any], apart: Callable[[int], Any], update: float
+    together: Callable[[int], Any],
+    apart: Callable[[int], Any],
+    num_updates: int,
+    longest: int,
 ) -> tuple[bool, str]:
-    """Whether an ensemble runs faster vmapped than member after member, measured."""
-    count = int(np.clip(_PROBE_SECONDS / _ROUNDS / max(update, 1e-7), 1, 50))
+    """Whether an ensemble runs faster vmapped than member by member, measured.
+
+    Args:
+        together: `count -> arrays`: that many updates of all members, vmapped.
+        apart: The same, a program for each member.
+        num_updates: Number of updates that lie ahead.
+        longest: The most updates that a call may ask for.
+
+    Returns:
+        Whether vmapped, and why.
+    """
+    compilation = _timed(apart, 1)
+    count = 1
+    while (seconds := _timed(apart, count)) < _PROBE_SECONDS / _ROUNDS:
+        if count == longest:
+            break
+        count = min(4 * count, longest)
+    ahead = num_updates * seconds / count
+    if ahead < 2 * compilation:
+        return False, (
+            f"the run ({ahead:.1f} s) is too short to earn back a second compilation "
+            f"({compilation:.1f} s)"
+        )
     _timed(together, 1)
-    _timed(apart, 1)
     pairs = [(_timed(together, count), _timed(apart, count)) for _ in range(3)]
     vmapped, serial = (float(np.median(t)) / count for t in zip(*pairs, strict=True))
     reason = (
-        f"measured: vmapped {vmapped * 1e3:.3f} ms, one after another "
+        f"measured: vmapped {vmapped * 1e3:.3f} ms, a program for each member "
         f"{serial * 1e3:.3f} ms per update of all members"
     )
     return vmapped < serial, reason

@@ -144,7 +144,10 @@ def tap_products(lhs: jax.Array, rhs: jax.Array, conv: Convolution) -> jax.Array
 
 
 def shift_and_add(lhs: jax.Array, rhs: jax.Array, conv: Convolution) -> jax.Array:
-    """Shifted copies times numbers, summed in one fused loop: for very few terms."""
+    """Shifted copies times numbers, summed in one fused loop: for very few terms.
+
+    Not for gradients by the kernel, whose taps are the many output points.
+    """
     left, right, _ = conv.params["dimension_numbers"]
     x = lax.transpose(_padded(lhs, conv), left)
     w = lax.transpose(rhs, right)

@@ -24,13 +24,13 @@ from trainax_pk.engine._convolution_forms import (
 
 Form = Callable[..., Any]
 
-_MARGIN = 1.3
-# More terms than this unroll into programs that compile slowly.
-_MOST_TERMS = 64
+_MARGIN = 1.2
 # Groups beyond this stay one equation, lest a vmapped ensemble blow up the program.
 _MOST_GROUPS = 16
-# Below this width the packing that fast kernels do first costs more than it earns.
-_FEWEST_CHANNELS = 4
+_GROUPED_SLOWDOWN = 4
+# So few terms (input channels times taps) the compiler keeps in registers: nothing beats
+# a plain loop nest over them, if no border has to be tested.
+_FEW_TERMS = 16
 
 
 def choose_form(conv: Convolution) -> Form | None:
@@ -58,10 +58,15 @@ def choose_form(conv: Convolution) -> Form | None:
     """
     if not _is_supported(conv):
         return None
-    promises = {channels_last: _channels_last, tap_products: _tap_products}
+    # Where XLA has a fast kernel, nothing but very thin convolutions gains from others.
+    promises = (
+        {channels_last: _channels_last}
+        if _has_kernel(conv)
+        else {tap_products: _tap_products}
+    )
     if not conv.is_kernel_gradient:
         terms = conv.in_channels * math.prod(conv.taps)
-        if conv.is_padded and terms <= _MOST_TERMS:
+        if conv.is_padded and terms <= _FEW_TERMS:
             promises[shift_and_add] = _shift_and_add
         if _is_pointwise(conv):
             promises[one_by_one] = _one_by_one
@@ -75,7 +80,8 @@ def choose_form(conv: Convolution) -> Form | None:
         return per_group(best)
     # XLA keeps the fast kernels for grouped channels-last convolutions, at a fraction of
     # their speed.
-    return channels_last if times[channels_last] * 4 < _plain(conv) else None
+    last = times.get(channels_last, np.inf)
+    return channels_last if last * _GROUPED_SLOWDOWN < _plain(conv) else None
 
 
 def _is_supported(conv: Convolution) -> bool:
@@ -111,37 +117,34 @@ def _is_pointwise(conv: Convolution) -> bool:
 
 
 def _plain(conv: Convolution) -> float:
-    """A loop nest that LLVM vectorises well or badly, as the innermost loop allows."""
+    """A loop nest that LLVM vectorises well or badly, as the innermost loop allows.
+
+    Rates are those inside a whole network. A convolution alone in a loop can be several
+    times faster: there its operands come in the order that its loop nest wants.
+    """
     terms = conv.in_channels * math.prod(conv.taps)
     flat = conv.num_dims == 1
-    double = conv.dtype == jnp.float64
-    if conv.is_padded and not conv.is_kernel_gradient:
+    if conv.is_kernel_gradient:
+        rate = 0.35 if flat else 0.6
+    elif conv.is_padded:
         # A test against the border in the innermost loop.
-        rate = 0.18 if flat else min(0.9, 0.3 + 0.0045 * terms)
-    elif conv.is_kernel_gradient:
-        rate = {1: 0.08, 2: 0.15, 3: 0.5}[conv.num_dims] * (2.0 if double else 1.0)
-    elif flat or terms < 128:
-        rate = min(0.4, 0.02 + 0.0012 * terms)
+        rate = 0.33 if flat else min(0.9, 0.3 + 0.0045 * terms)
+    elif terms <= _FEW_TERMS:
+        rate = 0.02 + 0.0012 * terms
     else:
-        rate = 0.6 if terms < 256 else 0.25
+        rate = 0.3
     return conv.multiply_adds * rate * 1e-3
 
 
 def _channels_last(conv: Convolution) -> float:
-    narrow = min(conv.in_channels, conv.out_channels, conv.batch) < _FEWEST_CHANNELS
-    if not _has_kernel(conv) or (narrow and conv.is_kernel_gradient):
-        return np.inf
     rate = 0.05 if conv.is_kernel_gradient and conv.num_dims == 2 else 0.025
     start = 15.0 if conv.num_dims == 1 else 30.0
-    return start + (rate * _effective(conv) + 0.35 * _entries(conv)) * 1e-3
+    return start + (rate * conv.multiply_adds + 0.35 * _entries(conv)) * 1e-3
 
 
 def _tap_products(conv: Convolution) -> float:
-    narrow = min(conv.in_channels, conv.out_channels, conv.batch) < _FEWEST_CHANNELS
-    if narrow and conv.is_kernel_gradient:
-        return np.inf
     rate = 0.08 if conv.num_dims == 1 else 0.15
-    return 15.0 + rate * _effective(conv) * 1e-3
+    return 8.0 + rate * conv.multiply_adds * 1e-3
 
 
 def _shift_and_add(conv: Convolution) -> float:
@@ -150,13 +153,6 @@ def _shift_and_add(conv: Convolution) -> float:
 
 def _one_by_one(conv: Convolution) -> float:
     return 10.0 + 0.03 * conv.multiply_adds * 1e-3
-
-
-def _effective(conv: Convolution) -> int:
-    """Multiply-adds as a blocked matrix product counts them: thin ones cost as wide."""
-    outer = conv.batch * math.prod(conv.points)
-    depth = conv.in_channels * math.prod(conv.taps)
-    return outer * max(conv.out_channels, 16) * max(depth, 16)
 
 
 def _entries(conv: Convolution) -> int:

@@ -8,17 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from trainax_pk.engine._choice import Choice, choose, faster_for_members
+from trainax_pk.engine._choice import Choice, choose
 from trainax_pk.engine._feed import AbstractFeed
-from trainax_pk.engine._inspect import Work, inspect_work
+from trainax_pk.engine._inspect import inspect_work
+from trainax_pk.engine._members import (
+    TINY,
+    check_members,
+    decide_members,
+    run_side_by_side,
+    split_members,
+    stack_members,
+)
 from trainax_pk.engine._program import Programs, Step
 from trainax_pk.engine._rewrite import make_rewrite
 from trainax_pk.step import TrainState
 
 # Longest chunk that is dispatched at once: how late a signal or a callback may come.
 _CHUNK_SECONDS = 2.0
-# Below this many multiply-adds an update is dispatch, not arithmetic.
-_TINY = 200_000
 
 
 class Engine:
@@ -30,7 +36,8 @@ class Engine:
     elsewhere, says what it chose in `choice`, and keeps to it.
 
     Mapped over with `jax.vmap` (an ensemble), every chunk is handed all members at once
-    and decides likewise between one vmapped program and one member after another.
+    and decides likewise between one vmapped program and a program for each member. On a
+    CPU the latter run side by side, as many at a time as there are cores.
 
     Attributes:
         choice: The family, or None before the first chunk.
@@ -96,7 +103,7 @@ class Engine:
         if self.choice is not None:
             family = f"{self.choice.family}: {self.choice.reason}"
         if self.members is not None:
-            return f"{family}; members one after another: {self.members[1]}"
+            return f"{family}; members apart: {self.members[1]}"
         return family
 
     def run(
@@ -128,12 +135,15 @@ class Engine:
     def _run_chunks(
         self, state: TrainState, arrays: PyTree, start: int, count: int, size: int
     ) -> tuple[TrainState, PyTree[Array]]:
+        run = getattr(self._programs, self._family(state, arrays, start, size))
+        return run(state, arrays, start, count, size)
+
+    def _family(self, state: TrainState, arrays: PyTree, start: int, size: int) -> str:
         kind = (jax.tree.structure(state), _shapes(state), size == 1)
         if kind not in self._choices:
             self._choices[kind] = self._choose(state, arrays, start, size)
         self.choice = self._choices[kind]
-        run = getattr(self._programs, self.choice.family)
-        return run(state, arrays, start, count, size)
+        return self.choice.family
 
     def _choose(
         self, state: TrainState, arrays: PyTree, start: int, size: int
@@ -161,7 +171,7 @@ class Engine:
         if not (work.convolutions or work.ffts):
             reason = "no convolution or FFT, which alone run slower in a loop on a CPU"
             return Choice("scan", reason, {})
-        if work.multiply_adds <= _TINY and not work.ffts:
+        if work.multiply_adds <= TINY and not work.ffts:
             return Choice("scan", "an update is dispatch, not arithmetic", {})
         return None
 
@@ -185,7 +195,7 @@ class Engine:
             run = self._ensemble(axes, axis_size, start, count, size)
             out = run(state, arrays)
             if self._raises and not _is_traced(out):
-                _check_members(out[1], start, count)
+                check_members(out[1], start, count)
             return out, jax.tree.map(lambda _: True, out)
 
         return chunk(state, arrays)
@@ -195,43 +205,59 @@ class Engine:
     ) -> Any:
         programs = self._programs
 
-        def member(tree: PyTree, i: int, mapped: PyTree) -> PyTree:
-            return jax.tree.map(lambda x, a: x[i] if a == 0 else x, tree, mapped)
-
         def together(state: TrainState, arrays: PyTree, count: int) -> Any:
             return jax.vmap(
                 lambda s, a: programs.scan(s, a, start, count, size), in_axes=(0, axes)
             )(state, arrays)
 
         def apart(state: TrainState, arrays: PyTree, count: int) -> Any:
-            results = [
-                self._run_chunks(
-                    jax.tree.map(lambda x, i=i: x[i], state),
-                    member(arrays, i, axes),
-                    start,
-                    count,
-                    size,
+            states = split_members(state, _all(state), axis_size)
+            members = list(
+                zip(states, split_members(arrays, axes, axis_size), strict=True)
+            )
+            family = self._family(*members[0], start, size)
+            if family == "scan" and jax.default_backend() == "cpu":
+                program = programs.executable(*members[0], size)
+                results = run_side_by_side(
+                    program, [(*m, np.int32(start), np.int32(count)) for m in members]
                 )
-                for i in range(axis_size)
-            ]
-            return jax.tree.map(lambda *x: jnp.stack(x), *results)
+            else:
+                run = getattr(programs, family)
+                results = [run(*m, start, count, size) for m in members]
+            return stack_members(results)
 
         def run(state: TrainState, arrays: PyTree) -> Any:
             if _is_traced((state, arrays)):
                 return together(state, arrays, count)
             if self.members is None:
-                one = jax.tree.map(lambda x: x[0], state)
-                work = inspect_work(programs.jaxpr(one, member(arrays, 0, axes), size))
-                self.members = _decide_members(
-                    work,
-                    lambda n: together(state, arrays, min(n, size)),
-                    lambda n: apart(state, arrays, min(n, size)),
-                    raises=self._raises,
-                )
+                self.members = self._decide(together, apart, state, arrays, axes, size)
             form = together if self.members[0] else apart
             return form(state, arrays, count)
 
         return run
+
+    def _decide(
+        self,
+        together: Any,
+        apart: Any,
+        state: TrainState,
+        arrays: PyTree,
+        axes: PyTree,
+        size: int,
+    ) -> tuple[bool, str]:
+        if self._program == "loop":
+            return False, "a loop is fixed by the user"
+        one = [
+            split_members(t, a, 1)[0] for t, a in ((state, _all(state)), (arrays, axes))
+        ]
+        return decide_members(
+            inspect_work(self._programs.jaxpr(*one, size)),
+            lambda n: together(state, arrays, n),
+            lambda n: apart(state, arrays, n),
+            num_updates=self._num_updates,
+            longest=size,
+            raises=self._raises,
+        )
 
 
 def chunk_size(limit: int, batch_bytes: int) -> int:
@@ -286,32 +312,8 @@ class ChunkClock:
         return int(np.clip(fitting, 1, size))
 
 
-def _decide_members(
-    work: Work, together: Any, apart: Any, *, raises: bool
-) -> tuple[bool, str]:
-    on_cpu = jax.default_backend() == "cpu"
-    if on_cpu and work.convolutions and not raises:
-        # XLA multiplies grouped convolutions by masks: 0·NaN reaches the other members.
-        return False, "one member's NaN must not reach the others"
-    if on_cpu and work.convolutions and work.multiply_adds > _TINY:
-        return False, "convolutions on a CPU run slower vmapped (grouped)"
-    if work.multiply_adds <= _TINY:
-        return True, "an update of one member is dispatch, not arithmetic"
-    update = max(work.multiply_adds, 1) * 1e-10
-    return faster_for_members(together, apart, update)
-
-
-def _check_members(records: PyTree[Array], start: int, count: int) -> None:
-    """What a trainer cannot see through vmap: records of members that are not finite."""
-    finite = [np.isfinite(x[:, :count]) for x in jax.device_get(records).values()]
-    failed = np.argwhere(~np.logical_and.reduce(finite))
-    if failed.size:
-        member, update = failed[np.argmin(failed[:, 1])]
-        raise FloatingPointError(
-            "Expected finite losses and gradients, got one that is not, of member "
-            f"{member} at update {start + update}. Lower the learning rate, pass "
-            "max_grad_norm, or nonfinite='skip'; train the member alone to learn more."
-        )
+def _all(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda _: 0, tree)
 
 
 def _shapes(tree: PyTree) -> tuple[Any, ...]:

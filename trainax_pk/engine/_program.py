@@ -52,6 +52,7 @@ class Programs:
         self._update = rewrite(update)
         self._scan = jax.jit(self._many, static_argnames="size")
         self._loop = jax.jit(self._one)
+        self._executables: dict[Any, Any] = {}
         self._batch = jax.jit(lambda arrays, start, i: feed.single(arrays, start, i))
 
     def scan(
@@ -59,6 +60,17 @@ class Programs:
     ) -> tuple[TrainState, PyTree[Array]]:
         """All updates in one dispatch."""
         return self._scan(state, arrays, np.int32(start), np.int32(count), size=size)
+
+    def executable(self, state: TrainState, arrays: PyTree, size: int) -> Any:
+        """What `scan` runs, `(state, arrays, start, count) -> ...`, for any thread."""
+        leaves = jax.tree.leaves((state, arrays))
+        shapes = tuple((x.shape, x.dtype) for x in leaves)
+        kind = (jax.tree.structure((state, arrays)), shapes, size)
+        if kind not in self._executables:
+            zero = np.int32(0)
+            lowered = self._scan.lower(state, arrays, zero, zero, size=size)
+            self._executables[kind] = lowered.compile()
+        return self._executables[kind]
 
     def loop(
         self, state: TrainState, arrays: PyTree, start: int, count: int, size: int

@@ -1,0 +1,128 @@
+"""How the members of an ensemble share a machine."""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from trainax_pk.engine._choice import faster_for_members
+from trainax_pk.engine._inspect import Work
+
+# Below this many multiply-adds an update is dispatch, not arithmetic.
+TINY = 200_000
+
+
+def split_members(tree: PyTree, mapped: PyTree, size: int) -> list[PyTree]:
+    """The members of a stacked tree.
+
+    Args:
+        tree: Leaves `(size, ...)` where mapped.
+        mapped: The same structure: 0 where a leaf has a member axis, None where all
+            members share it.
+        size: Number of members.
+
+    Returns:
+        A tree for each member.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    axes = treedef.flatten_up_to(mapped)
+    rows = _rows([x for x, a in zip(leaves, axes, strict=True) if a == 0], size)
+
+    def member(own: list[Array]) -> PyTree:
+        row = iter(own)
+        pairs = zip(leaves, axes, strict=True)
+        return treedef.unflatten([next(row) if a == 0 else x for x, a in pairs])
+
+    return [member(own) for own in rows]
+
+
+@jax.jit
+def stack_members(trees: Sequence[PyTree]) -> PyTree:
+    """The inverse of `split_members`, in one dispatch."""
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+
+# One dispatch for all, where a slice for each leaf and member would be hundreds.
+@functools.partial(jax.jit, static_argnames="size")
+def _rows(leaves: list[Array], size: int) -> list[list[Array]]:
+    return [[x[i] for x in leaves] for i in range(size)]
+
+
+def run_side_by_side(
+    program: Callable[..., Any], members: Sequence[tuple[Any, ...]]
+) -> list[Any]:
+    """Runs an executable for every member, as many at a time as there are cores.
+
+    A loop over small operations keeps one core busy, however many there are.
+
+    Args:
+        program: A compiled executable. A function that JAX has yet to trace would see
+            the settings of the thread (x64, default device) instead of the caller's.
+        members: Arguments of each call.
+
+    Returns:
+        What each call returned, computed.
+    """
+    with ThreadPoolExecutor(min(len(members), os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda m: jax.block_until_ready(program(*m)), members))
+
+
+def decide_members(
+    work: Work,
+    together: Callable[[int], Any],
+    apart: Callable[[int], Any],
+    *,
+    num_updates: int,
+    longest: int,
+    raises: bool,
+) -> tuple[bool, str]:
+    """Whether an ensemble runs vmapped, by rule where that is certain.
+
+    Args:
+        work: Of one member's update.
+        together: `count -> arrays`: that many updates of all members, vmapped.
+        apart: The same, a program for each member.
+        num_updates: Number of updates that lie ahead.
+        longest: The most updates that a call may ask for.
+        raises: Whether training ends when a member is not finite.
+
+    Returns:
+        Whether vmapped, and why.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    if on_cpu and work.convolutions and not raises:
+        # XLA multiplies grouped convolutions by masks: 0·NaN reaches the other members.
+        return False, "one member's NaN must not reach the others"
+    if on_cpu and work.convolutions:
+        return False, "convolutions on a CPU run slower vmapped (grouped)"
+    if not on_cpu and work.multiply_adds <= TINY:
+        return True, "an update of one member is dispatch, not arithmetic"
+    return faster_for_members(together, apart, num_updates, longest)
+
+
+def check_members(records: PyTree[Array], start: int, count: int) -> None:
+    """What a trainer cannot see through vmap: records of members that are not finite.
+
+    Args:
+        records: Leaves `(members, size)`.
+        start: Number of the chunk's first update.
+        count: How many of the records are filled.
+
+    Raises:
+        FloatingPointError: Naming the first update that failed, and its member.
+    """
+    finite = [np.isfinite(x[:, :count]) for x in jax.device_get(records).values()]
+    failed = np.argwhere(~np.logical_and.reduce(finite))
+    if failed.size:
+        member, update = failed[np.argmin(failed[:, 1])]
+        raise FloatingPointError(
+            "Expected finite losses and gradients, got one that is not, of member "
+            f"{member} at update {start + update}. Lower the learning rate, pass "
+            "max_grad_norm, or nonfinite='skip'; train the member alone to learn more."
+        )
