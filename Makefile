@@ -12,7 +12,7 @@ demo: $(VENV)/.plot
 
 test: $(VENV)/.test
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.test
 	$(RUN) -m ruff check .
