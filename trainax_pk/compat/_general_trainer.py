@@ -115,10 +115,10 @@ class GeneralTrainer(eqx.Module):
         gather = type(self.trajectory_sub_stacker).__call__
         is_ours = gather is TrajectorySubStacker.__call__
         run = (CompiledRun if is_ours else EagerRun)(self, mixer)
+        # Not `disable=False`, which would overrule the user's TQDM_DISABLE.
+        silent = {} if spawn_tqdm else {"disable": True}
         with tqdm(
-            total=mixer.num_minibatches,
-            disable=not spawn_tqdm,
-            desc=f"E: {0:05d}, B: {0:05d}",
+            total=mixer.num_minibatches, desc=f"E: {0:05d}, B: {0:05d}", **silent
         ) as bar:
             stepper, losses, aux = run(stepper, opt_state, bar)
         results = [stepper]

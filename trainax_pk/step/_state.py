@@ -73,7 +73,8 @@ class TrainState(eqx.Module):
             optimizer: An optax transformation.
             key: Root key of all randomness in training.
             trainable: Which leaves train: a function of a leaf, or a PyTree of bools
-                that is a prefix of the model. Of these, inexact arrays do.
+                that is a prefix of the model. Of these, inexact arrays do, other than
+                those of an `eqx.nn.State`.
             ema: Whether to keep a moving average of the trained leaves; its decay is an
                 option of `make_train_step`.
 
@@ -179,7 +180,16 @@ def _owned(x: Any) -> Array:
 
 
 def _trainable_mask(model: PyTree[Any], trainable: Any) -> PyTree[bool]:
-    inexact = jax.tree.map(eqx.is_inexact_array, model)
+    # Layers write their running statistics themselves.
+    inexact = jax.tree.map(
+        lambda x: (
+            jax.tree.map(lambda _: False, x)
+            if isinstance(x, eqx.nn.State)
+            else eqx.is_inexact_array(x)
+        ),
+        model,
+        is_leaf=lambda x: isinstance(x, eqx.nn.State),
+    )
     if trainable is None:
         return inexact
     if callable(trainable) and not isinstance(trainable, eqx.Module):
