@@ -9,15 +9,9 @@ Question: trained on 1 to 24 March 2019, is an autoregressive emulator better on
 The state is the anomaly A(t) = T(t) - M(t), where M(t) is the exponential mean of the
 earlier days at the same hour. M is known a day ahead, and so is yesterday's anomaly: both
 enter as forcing, so that nothing after the initial time is read up to a lead of 24 h,
-which `check_causal` verifies. One step is
+which `check_causal` verifies. The model is in `_era5_emulator.py`.
 
-    A(t+1) = ρ A(t) + exp(-a/τ) g(A(t), A(t-1), A(t-3), yesterday; hour, place)
-
-with the age a of the forecast and g = a convolutional net on a grid of 1° plus a net of
-each grid point alone. Both are odd in the anomalies: 24 days show one course of weather,
-and a bias or a preference for warm over cold learnt from it would not be physics.
-
-Every choice was made on days 20 to 24 (and earlier blocks), see the result file.
+Every choice was made on days before the test, see CHOICES.
 """
 
 import argparse
@@ -34,18 +28,29 @@ import optax
 
 import trainax_pk as tx
 from benchmarks import _harness as harness
+from benchmarks._era5_emulator import LAGS, Emulator
 
 DAY = 24
 LEADS = (1, 6, 12, 24)
 TEST_DAY, NUM_DAYS = 25, 31
 FILE = "era5_t2m_uk_2019_03.nc"
 STATED_PERSISTENCE = (0.571, 2.687, 3.649, 1.539)
-# Anomalies of these ages, in hours, are seen by the nets: their change is advection.
-LAGS = (0, 1, 3)
 # The mean over earlier days needs a few of them before anomalies mean anything.
 WARM_UP_DAYS = 3
 # Weight of the latest day in that mean, once there are 1 / FORGET days.
 FORGET = 0.1
+
+DEFINITION = """\
+ERA5, March 2019, 50 to 58 °N, 10 °W to 2 °E, 0.25°, hourly. RMSE over all grid points and
+all pairs of initial and target time that both lie in the scored days; with this
+convention persistence on the test days is 0.571, 2.687, 3.649 and 1.539 K, as stated.
+24-h persistence is the value of the target's hour, a day before the target. "One model"
+is the mean over seeds of each seed's RMSE; "mean of the seeds" scores the mean forecast."""
+
+CHOICES = """\
+## How choices were made
+@@
+"""
 
 
 def start_of(day):
@@ -124,86 +129,6 @@ def place_of(x):
     cycle = np.stack([x[hour::DAY].mean(0) for hour in range(DAY)])
     size = np.log(np.ptp(cycle, axis=0))
     return ((size - size.mean()) / size.std())[None].astype(np.float32)
-
-
-def pooling(fine, coarse):
-    """Matrices that smooth onto a coarse grid, and interpolate back linearly."""
-    centre, distance = np.linspace(0, fine - 1, coarse), (fine - 1) / (coarse - 1)
-    offset = (np.arange(fine)[None] - centre[:, None]) / distance
-    down = np.exp(-2 * offset**2)
-    up = np.maximum(0, 1 - np.abs(offset)).T
-    down = down / down.sum(1, keepdims=True)
-    return down.astype(np.float32), up.astype(np.float32)
-
-
-def neighbours(z):
-    """The 3 x 3 neighbourhood as channels, `(c, h, w)` to `(9 c, h, w)`. A product with
-    a matrix is then the convolution, and it is fast in a loop on a CPU."""
-    padded = jnp.pad(z, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    h, w = z.shape[1:]
-    shifts = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
-    return jnp.concatenate(shifts)
-
-
-class Layer(eqx.Module):
-    """tanh(W z) times a gate that depends on hour and place; odd in z."""
-
-    weight: jax.Array
-    gate: jax.Array
-
-    def __init__(self, num_in, num_out, *, key):
-        scale = 1 / np.sqrt(num_in)
-        self.weight = scale * jax.random.normal(key, (num_out, num_in))
-        self.gate = jnp.zeros((num_out, 5))
-
-    def __call__(self, z, hour, place):
-        gate = (1 + self.gate[:, :4] @ hour)[:, None, None]
-        gate = gate + self.gate[:, 4, None, None] * place
-        return jnp.tanh(jnp.einsum("oi,ihw->ohw", self.weight, z)) * gate
-
-
-class Emulator(eqx.Module):
-    """One hour: damped anomaly, plus corrections that start at zero."""
-
-    damping: jax.Array
-    coarse: list[Layer]
-    coarse_out: jax.Array
-    local: Layer
-    local_out: jax.Array
-    trust: float = eqx.field(static=True)
-
-    def __init__(self, *, width=16, local_width=8, trust, key):
-        keys = jax.random.split(key, 3)
-        channels = len(LAGS) + 2
-        self.damping = jnp.log(jnp.array(0.96 / 0.04))
-        self.coarse = [
-            Layer(9 * channels, width, key=keys[0]),
-            Layer(9 * width, width, key=keys[1]),
-        ]
-        self.coarse_out = jnp.zeros((1, 9 * width))
-        self.local = Layer(channels, local_width, key=keys[2])
-        self.local_out = jnp.zeros((1, local_width))
-        self.trust = trust
-
-    def __call__(self, u, inputs):
-        hour, place = inputs.time["hour"], inputs.sample
-        a = u["anomaly"]
-        z = jnp.concatenate([a[jnp.array(LAGS)], inputs.time["yesterday"]]) / 4
-        change = self._coarse(z, hour, place) + jnp.einsum(
-            "oi,ihw->ohw", self.local_out, self.local(z, hour, place)
-        )
-        change = jnp.exp(-u["age"] / self.trust) * change
-        new = jax.nn.sigmoid(self.damping) * a[:1] + change
-        return {"anomaly": jnp.concatenate([new, a[:-1]]), "age": u["age"] + 1}
-
-    def _coarse(self, z, hour, place):
-        (lat_down, lat_up), (lon_down, lon_up) = pooling(33, 9), pooling(49, 13)
-        c = jnp.einsum("yh,chw,xw->cyx", lat_down, z, lon_down)
-        place = jnp.einsum("yh,chw,xw->cyx", lat_down, place, lon_down)
-        for layer in self.coarse:
-            c = layer(neighbours(c), hour, place)
-        c = jnp.einsum("oi,iyx->oyx", self.coarse_out, neighbours(c))
-        return jnp.einsum("hy,cyx,wx->chw", lat_up, c, lon_up)
 
 
 def now_loss(prediction, target):
@@ -309,7 +234,9 @@ def table(title, x, first, end, each, mean):
     ]
     header = ("lead", "one model", "std of seeds", "worst seed", "mean of the seeds")
     header += ("persistence", "24-h persistence", "better of the two", "verdict")
-    return f"## {title}\n\nRMSE in K.\n\n{harness.table(header, rows)}", bool(wins.all())
+    return f"## {title}\n\nRMSE in K.\n\n{harness.table(header, rows)}", bool(
+        wins.all()
+    )
 
 
 def train_and_score(x, options, *, train_end, first, end, title):
@@ -319,7 +246,9 @@ def train_and_score(x, options, *, train_end, first, end, title):
     jax.block_until_ready(history.loss)
     seconds = time.perf_counter() - began
     text, wins = table(title, x, first, end, *scores(models, x, place, first, end))
-    count = sum(leaf[0].size for leaf in jax.tree.leaves(eqx.filter(models, eqx.is_array)))
+    count = sum(
+        leaf[0].size for leaf in jax.tree.leaves(eqx.filter(models, eqx.is_array))
+    )
     return (
         f"{text}\n\nTraining of {options.seeds} seeds, {options.steps} updates each, "
         f"{count} parameters each: {seconds:.0f} s ({history.program})."
