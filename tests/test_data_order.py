@@ -249,3 +249,10 @@ def test_arguments_of_indices_are_checked():
 def test_keys_are_checked(bad, got):
     with pytest.raises(ValueError, match=f"`seed_or_key`.*got {got}"):
         ShuffledOrder(5, 2, bad)
+
+
+def test_the_order_is_not_fused_into_what_reads_it():
+    # Without the barrier XLA repeats the permutation for every entry of a window.
+    order = ShuffledOrder(50, 4, jax.random.key(0))
+    text = jax.jit(lambda step: order.indices(step, 2)).lower(0).as_text()
+    assert "optimization_barrier" in text

@@ -90,7 +90,10 @@ class ShuffledOrder(AbstractOrder):
         """
         epoch, position = _positions(self.num_items, self.batch_size, start_step, n)
         words = _key_words(self.key)
-        return permute(position, epoch, words, self.num_items).astype(jnp.int32)
+        indices = permute(position, epoch, words, self.num_items).astype(jnp.int32)
+        # Fused into whatever reads a window, this arithmetic would be done again for
+        # every entry: XLA then compiles some programs for minutes.
+        return jax.lax.optimization_barrier(indices)
 
 
 class SequentialOrder(AbstractOrder):

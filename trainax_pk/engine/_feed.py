@@ -62,7 +62,7 @@ class DeviceFeed(AbstractFeed):
 
     def plan(self, arrays: PyTree[Array], start: Array, size: int) -> Int[Array, "n B"]:
         """Window indices of `size` updates."""
-        return _apart(arrays[1].indices(start, size))
+        return arrays[1].indices(start, size)
 
     def pick(self, arrays: PyTree[Array], plan: PyTree[Array], i: Array) -> PyTree:
         """Windows of one update."""
@@ -71,7 +71,7 @@ class DeviceFeed(AbstractFeed):
 
     def single(self, arrays: PyTree[Array], start: Array, i: Array) -> PyTree[Array]:
         """Windows of one update, without those around it."""
-        indices = _apart(arrays[1].indices(start + i, 1)[0])
+        indices = arrays[1].indices(start + i, 1)[0]
         return self.windows.gather(arrays[0], indices)
 
 
@@ -137,9 +137,3 @@ def make_feed(windows: Windows) -> AbstractFeed:
         'DeviceFeed'
     """
     return HostFeed(windows) if windows.residency == "host" else DeviceFeed(windows)
-
-
-def _apart(indices: Array) -> Array:
-    # Fused into whatever reads a window, the arithmetic of the order would be computed
-    # again for every entry: XLA then compiles some programs for minutes.
-    return jax.lax.optimization_barrier(indices)
