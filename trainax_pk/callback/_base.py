@@ -54,8 +54,8 @@ class AbstractCallback(eqx.Module):
     last. What it returns is stacked into `history.records[name]`.
 
     To add one: subclass, declare `every` and `name` and what else it needs as fields,
-    and implement `__call__` (jitted with `eqx.filter_jit` where it computes). Add a row
-    to the table in `tests/test_callback.py`. For a one-off, wrap a function in
+    and implement `__call__` (jitted with `eqx.filter_jit` where it computes). Add it to
+    the callbacks of `tests/test_trainer.py`. For a one-off, wrap a function in
     `Function`.
     """
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from trainax_pk._stepper import bundle_of
@@ -118,7 +119,7 @@ def check_cuts(cut_bptt: Any, cut_bptt_every: Any) -> None:
 def check_horizon(horizon: Any, longest: int) -> Any:
     """None, or a number of times between 1 and the longest; traced ones pass."""
     if horizon is not None and is_concrete(horizon):
-        number = jnp.asarray(horizon)
+        number = np.asarray(horizon)
         is_integer = number.shape == () and number.dtype.kind in "iu"
         if not is_integer or not 1 <= int(number) <= longest:
             raise ValueError(
