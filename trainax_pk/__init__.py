@@ -13,9 +13,11 @@ from trainax_pk import (
     loss,
     metrics,
     sample_data,
+    solver,
     step,
     trainer,
 )
+from trainax_pk._batch import Batch1D, Batch2D
 from trainax_pk._rollout import rollout
 from trainax_pk._stepper import Stepper
 from trainax_pk._types import Inputs, Window
@@ -28,6 +30,8 @@ from trainax_pk.adjoint import (
 from trainax_pk.step import TrainState, make_eval_step, make_train_step
 
 __all__ = [
+    "Batch1D",
+    "Batch2D",
     "DirectAdjoint",
     "Inputs",
     "KStepAdjoint",
@@ -47,6 +51,7 @@ __all__ = [
     "metrics",
     "rollout",
     "sample_data",
+    "solver",
     "step",
     "trainer",
 ]

@@ -2,6 +2,7 @@
 
 from trainax_pk.adjoint._base import AbstractAdjoint
 from trainax_pk.adjoint._direct import DirectAdjoint
+from trainax_pk.adjoint._iterate import iterate, to_solver_adjoint
 from trainax_pk.adjoint._k_step import KStepAdjoint, OneStepAdjoint
 from trainax_pk.adjoint._recursive_checkpoint import RecursiveCheckpointAdjoint
 from trainax_pk.adjoint._specs import to_rollout_adjoint
@@ -12,5 +13,7 @@ __all__ = [
     "KStepAdjoint",
     "OneStepAdjoint",
     "RecursiveCheckpointAdjoint",
+    "iterate",
     "to_rollout_adjoint",
+    "to_solver_adjoint",
 ]

@@ -274,9 +274,9 @@ def chunk_size(limit: int, batch_bytes: int) -> int:
     Example:
         >>> from trainax_pk.engine import chunk_size
         >>> chunk_size(100, 128), chunk_size(10**6, 128), chunk_size(100, 2**29)
-        (100, 2048, 2)
+        (100, 8192, 2)
     """
-    return max(1, min(limit, 2048, int(2**30 // max(batch_bytes, 1))))
+    return max(1, min(limit, 8192, int(2**30 // max(batch_bytes, 1))))
 
 
 class ChunkClock:
