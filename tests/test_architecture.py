@@ -16,8 +16,10 @@ FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = [
     {"_types"},
     {"_tree", "_fourier", "loss", "metrics", "sample_data"},
+    {"_batch"},
     {"adjoint"},
     {"_stepper", "_rollout"},
+    {"solver"},
     {"configuration", "data"},
     {"step"},
     {"engine"},
@@ -30,7 +32,7 @@ WITHIN = {("_rollout", "_stepper"), ("loss", "_fourier"), ("metrics", "_fourier"
           ("loss", "_tree"), ("metrics", "_tree"), ("sample_data", "_tree")}  # fmt: skip
 NAMESPACES = [
     "adjoint", "callback", "configuration", "data", "engine", "loss", "metrics",
-    "sample_data", "step", "trainer", "compat", "compat.callback",
+    "sample_data", "solver", "step", "trainer", "compat", "compat.callback",
     "compat.configuration", "compat.loss", "compat.sample_data", "compat.trainer",
 ]  # fmt: skip
 

@@ -1,0 +1,58 @@
+"""Inverse solvers: states from incomplete observations, learned and classical."""
+
+from trainax_pk.solver._autoencoder import (
+    BilinAEPrior1D,
+    BilinAEPrior2D,
+    ConvAEPrior1D,
+    ConvAEPrior2D,
+)
+from trainax_pk.solver._conv_lstm import (
+    ConvLSTMCell,
+    ConvLSTMGradMod1D,
+    ConvLSTMGradMod2D,
+    LSTMState1D,
+    LSTMState2D,
+)
+from trainax_pk.solver._cost import VariationalCost, Weight
+from trainax_pk.solver._four_d_var_net import (
+    FourDVarNet1D,
+    FourDVarNet2D,
+    one_step_solve_4dvarnet_1d,
+    one_step_solve_4dvarnet_2d,
+    solve_4dvarnet_1d,
+    solve_4dvarnet_2d,
+)
+from trainax_pk.solver._modulator import (
+    AbstractGradMod,
+    GradientDescent,
+    MLPGradMod,
+    rms_scale,
+)
+from trainax_pk.solver._prior import AbstractPrior, DynamicalPrior, IdentityPrior
+
+__all__ = [
+    "AbstractGradMod",
+    "AbstractPrior",
+    "BilinAEPrior1D",
+    "BilinAEPrior2D",
+    "ConvAEPrior1D",
+    "ConvAEPrior2D",
+    "ConvLSTMCell",
+    "ConvLSTMGradMod1D",
+    "ConvLSTMGradMod2D",
+    "DynamicalPrior",
+    "FourDVarNet1D",
+    "FourDVarNet2D",
+    "GradientDescent",
+    "IdentityPrior",
+    "LSTMState1D",
+    "LSTMState2D",
+    "MLPGradMod",
+    "VariationalCost",
+    "Weight",
+    "one_step_solve_4dvarnet_1d",
+    "one_step_solve_4dvarnet_2d",
+    "rms_scale",
+    "solve_4dvarnet_1d",
+    "solve_4dvarnet_2d",
+]
