@@ -137,8 +137,8 @@ def test_the_order_does_not_depend_on_x64():
 def test_the_order_is_pinned():
     # A resumed run relies on it: a change here breaks every checkpoint.
     assert ShuffledOrder(1000, 4, 42).indices(10**6, 2).tolist() == [
-        [711, 568, 764, 793],
-        [219, 510, 588, 164],
+        [278, 106, 119, 892],
+        [293, 981, 26, 624],
     ]
 
 
@@ -194,11 +194,10 @@ def test_neighbours_of_a_large_epoch_are_uncorrelated():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, LARGEST))
-def test_the_domain_covers_the_items_with_little_excess(num_items):
+def test_the_domain_is_nearly_square_and_its_last_row_not_empty(num_items):
     a, b = split_domain(num_items)
-    assert a * b >= num_items
-    assert a * b - num_items <= max(3, num_items**0.5)
-    assert a < 2**17 and a * b < 2**32
+    assert (b - 1) * a < num_items <= a * b
+    assert abs(a - b) <= 1 and max(a, b) < 2**16
     assert b >= 2 or num_items <= 2
     assert num_rounds(num_items) >= 8
 

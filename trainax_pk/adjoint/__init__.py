@@ -1,6 +1,6 @@
 """How a loop is differentiated: what is stored, recomputed or cut."""
 
-from trainax_pk.adjoint._base import AbstractAdjoint
+from trainax_pk.adjoint._base import AbstractAdjoint, bounded_while_loop
 from trainax_pk.adjoint._direct import DirectAdjoint
 from trainax_pk.adjoint._iterate import iterate, to_solver_adjoint
 from trainax_pk.adjoint._k_step import KStepAdjoint, OneStepAdjoint
@@ -14,6 +14,7 @@ __all__ = [
     "OneStepAdjoint",
     "RecursiveCheckpointAdjoint",
     "iterate",
+    "bounded_while_loop",
     "to_rollout_adjoint",
     "to_solver_adjoint",
 ]

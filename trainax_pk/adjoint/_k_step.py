@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from trainax_pk._tree import check_count
 from trainax_pk.adjoint._base import AbstractAdjoint, settled_carry
+from trainax_pk.adjoint._k_step_loop import k_step_while_loop
 
 Body = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 
@@ -29,6 +30,13 @@ class KStepAdjoint(AbstractAdjoint):
     is the intermediates of k steps whatever T is; compute is one more forward pass.
     Reverse mode only, unless k >= T. Differentiated again, as by hyper-gradients, it
     gives the exact derivative of the truncated gradient, at the memory of all T steps.
+
+    In a solve that stops by itself (`optimistix.fixed_point`, `root_find`,
+    `least_squares`, `minimise`) the last k updates are differentiated, and the solver's
+    whole state before them is held fixed: k = 1 is the one-step derivative of Bolte et
+    al. A solve of at most k steps is differentiated exactly. Memory is that of k steps
+    however many are taken; compute is one solve, at most k - 1 steps of it again, and k
+    live steps. Without a gradient it costs as much as `jax.lax.while_loop`.
 
     Attributes:
         k: Number of steps that a gradient may cross, >= 1.
@@ -67,6 +75,19 @@ class KStepAdjoint(AbstractAdjoint):
         # The gradient rule must see every array that the body closes over.
         closed = eqx.filter_closure_convert(body, init, first)
         return _truncated_scan((closed, init, xs), self.k, length)
+
+    def while_loop(
+        self,
+        cond_fun: Callable[[PyTree], Any],
+        body_fun: Callable[[PyTree], PyTree],
+        init: PyTree[Any],
+        *,
+        max_steps: int | None,
+    ) -> PyTree[Any]:
+        """As `jax.lax.while_loop`; its gradient crosses the last k updates."""
+        return k_step_while_loop(
+            cond_fun, body_fun, init, k=self.k, max_steps=max_steps
+        )
 
 
 def OneStepAdjoint() -> KStepAdjoint:  # noqa: N802

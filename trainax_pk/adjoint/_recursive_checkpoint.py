@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
@@ -31,6 +32,10 @@ class RecursiveCheckpointAdjoint(AbstractAdjoint):
     composes with forward mode and higher derivatives.) A length T that has no such
     factors is rounded up; the steps in excess are skipped, at the price of a test per
     step.
+
+    A solve that stops by itself is checkpointed online (Stumm & Walther 2010,
+    doi:10.1137/080742439), as by `optimistix.RecursiveCheckpointAdjoint`; None then is
+    about the square root of twice `max_steps`.
 
     Attributes:
         checkpoints: The most states held at once, or None for all T.
@@ -72,6 +77,34 @@ class RecursiveCheckpointAdjoint(AbstractAdjoint):
         steps = jnp.arange(length + excess, dtype=jnp.int32)
         last, ys = _nested_scan(_within(body, length), init, (steps, padded), factors)
         return last, jax.tree.map(lambda y: y[:length], ys)
+
+    def while_loop(
+        self,
+        cond_fun: Callable[[PyTree], Any],
+        body_fun: Callable[[PyTree], PyTree],
+        init: PyTree[Any],
+        *,
+        max_steps: int | None,
+    ) -> PyTree[Any]:
+        """The checkpointed loop that optimistix uses.
+
+        Raises:
+            ValueError: Neither `max_steps` nor `checkpoints` is given.
+        """
+        if max_steps is None and self.checkpoints is None:
+            raise ValueError(
+                "Expected a bound on what is stored, got neither `max_steps` nor "
+                "`checkpoints`. Pass `max_steps`, or "
+                "RecursiveCheckpointAdjoint(checkpoints)."
+            )
+        return eqxi.while_loop(
+            cond_fun,
+            body_fun,
+            init,
+            max_steps=max_steps,
+            kind="checkpointed",
+            checkpoints=self.checkpoints,
+        )
 
 
 def _factors(length: int, checkpoints: int) -> tuple[int, ...]:

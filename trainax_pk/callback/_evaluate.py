@@ -12,7 +12,13 @@ from trainax_pk._rollout import rollout
 from trainax_pk._tree import check_flag
 from trainax_pk.callback._base import AbstractCallback, Context, check_callback
 from trainax_pk.configuration import AbstractConfiguration
-from trainax_pk.data import Trajectories, Windows, as_trajectories
+from trainax_pk.data import (
+    Samples,
+    Trajectories,
+    Windows,
+    as_items,
+    as_trajectories,
+)
 from trainax_pk.step import TrainState, make_eval_step
 
 
@@ -53,7 +59,7 @@ class Validation(AbstractCallback):
 
     Attributes:
         configuration: What is evaluated.
-        windows: Windows of the held-out trajectories.
+        windows: Windows of the held-out trajectories, or held-out samples.
         every: Number of updates between records.
         batch_size: Windows that are evaluated at once.
         use_ema: Evaluate the moving average of the model.
@@ -73,7 +79,7 @@ class Validation(AbstractCallback):
     """
 
     configuration: AbstractConfiguration
-    windows: Windows
+    windows: Windows | Samples
     every: int = eqx.field(static=True)
     batch_size: int = eqx.field(static=True)
     use_ema: bool = eqx.field(static=True)
@@ -82,7 +88,7 @@ class Validation(AbstractCallback):
     def __init__(
         self,
         configuration: AbstractConfiguration,
-        data: Trajectories | PyTree[Array],
+        data: Trajectories | Samples | PyTree[Array],
         *,
         every: int,
         batch_size: int = 128,
@@ -91,7 +97,7 @@ class Validation(AbstractCallback):
     ) -> None:
         check_callback(every, name)
         self.configuration = configuration
-        self.windows = Windows(as_trajectories(data), configuration.num_times - 1)
+        self.windows = as_items(data, lambda _: configuration.num_times - 1)
         self.every = every
         self.batch_size = min(batch_size, len(self.windows))
         self.use_ema = check_flag("use_ema", use_ema)

@@ -10,6 +10,7 @@ from trainax_pk.configuration._diverted_chain import (
 from trainax_pk.configuration._input_noise import InputNoise
 from trainax_pk.configuration._mix_chain import MixChainPostPhysics
 from trainax_pk.configuration._pushforward import Pushforward
+from trainax_pk.configuration._reconstruction import Reconstruction
 from trainax_pk.configuration._residuum import Residuum
 from trainax_pk.configuration._supervised import Supervised
 
@@ -23,6 +24,7 @@ __all__ = [
     "InputNoise",
     "MixChainPostPhysics",
     "Pushforward",
+    "Reconstruction",
     "Residuum",
     "Supervised",
     "at_step",

@@ -1,19 +1,60 @@
-"""Data: validated trajectories, windows by index, stateless order, splits."""
+"""Data: trajectories, windows, order and splits; simulations, priors and caches."""
 
+from trainax_pk.data._forward import (
+    ForwardModel,
+    Observation,
+    Observed,
+    Parametric,
+    StepperModel,
+)
+from trainax_pk.data._forward_diffrax import DiffraxModel
+from trainax_pk.data._hash import hash_content
 from trainax_pk.data._order import AbstractOrder, SequentialOrder, ShuffledOrder
+from trainax_pk.data._prior import (
+    AbstractPrior,
+    BoxUniform,
+    Empirical,
+    LogUniform,
+    MultivariateNormal,
+    Normal,
+    Product,
+)
+from trainax_pk.data._prior_fields import FourierField, GaussianRandomField
+from trainax_pk.data._simulation import SimulationDataset
+from trainax_pk.data._simulation_run import Simulated
+from trainax_pk.data._simulation_windows import SimulatedWindows
 from trainax_pk.data._split import Split, split_by_time, split_by_trajectory
 from trainax_pk.data._trajectories import Trajectories, as_trajectories
 from trainax_pk.data._windows import WindowLayout, Windows
 
 __all__ = [
     "AbstractOrder",
+    "AbstractPrior",
+    "BoxUniform",
+    "DiffraxModel",
+    "Empirical",
+    "ForwardModel",
+    "FourierField",
+    "GaussianRandomField",
+    "LogUniform",
+    "MultivariateNormal",
+    "Normal",
+    "Observation",
+    "Observed",
+    "Parametric",
+    "Product",
     "SequentialOrder",
     "ShuffledOrder",
+    "Simulated",
+    "SimulatedWindows",
+    "SimulationDataset",
     "Split",
+    "StepperModel",
     "Trajectories",
     "WindowLayout",
     "Windows",
     "as_trajectories",
+    "hash_content",
     "split_by_time",
     "split_by_trajectory",
 ]

@@ -21,11 +21,12 @@ def permute(
 ) -> UInt32[Array, "..."]:
     """π_(words, epoch)(position): for each epoch a bijection of {0, ..., N - 1}.
 
-    A position is written as a pair (l, h) in Z_a x Z_b with a·b >= N. Rounds add a
-    keyed hash of one half to the other half, l ← l + F(h) mod a and h ← h + F(l) mod b
-    in turn; each is invertible whatever F is. Results >= N are permuted again until
-    they fall below N (cycle walking), which keeps the map a bijection. Generalised
-    Feistel cipher: Black & Rogaway 2002, doi:10.1007/3-540-45760-7_9.
+    A position is written as h·a + l, in rows h of a columns l; the last row holds only
+    the first r. Rounds add a keyed hash of one of the two to the other, l ← l + F(h)
+    modulo the length of row h and h ← h + F(l) modulo the height of column l in turn.
+    Each is a bijection of the ragged rectangle whatever F is, so no value ever falls
+    outside and none has to be permuted again. Unbalanced Feistel network over
+    Z_a x Z_b: Black & Rogaway 2002, doi:10.1007/3-540-45760-7_9.
 
     Good shuffling, no cryptography. Memory is O(1) in N; only 32-bit arithmetic.
 
@@ -39,44 +40,30 @@ def permute(
         Values < N, same shape.
     """
     a, b = split_domain(num_items)
+    r = num_items - (b - 1) * a
     # One hash of the epoch per element, the same for all rounds, so that a round costs
     # one hash: rounds differ by their own words.
     tweak = _mix(_mix(epoch * _GOLDEN + np.uint32(1)))
-    round_keys = _round_keys(words, num_rounds(num_items))
-
-    def once(x: Array) -> Array:
-        h, low = jnp.divmod(x, jnp.uint32(a))
-        for i, key in enumerate(round_keys):
-            if i % 2 == 0:
-                low = _add_modulo(low, _mix(h ^ tweak ^ key), a)
-            else:
-                h = _add_modulo(h, _mix(low ^ tweak ^ key), b)
-        return h * jnp.uint32(a) + low
-
-    outside = a * b > num_items
-    result = once(position)
-    if not outside:
-        return result
-    return jax.lax.while_loop(
-        lambda x: jnp.any(x >= num_items),
-        lambda x: jnp.where(x >= num_items, once(x), x),
-        result,
-    )
+    h, low = jnp.divmod(position, jnp.uint32(a))
+    for i, key in enumerate(_round_keys(words, num_rounds(num_items))):
+        if i % 2 == 0:
+            length = a if r == a else jnp.where(h == b - 1, np.uint32(r), np.uint32(a))
+            low = _add_modulo(low, _mix(h ^ tweak ^ key), length)
+        else:
+            height = (
+                b if r == a else jnp.where(low < r, np.uint32(b), np.uint32(b - 1))
+            )
+            h = _add_modulo(h, _mix(low ^ tweak ^ key), height)
+    return h * jnp.uint32(a) + low
 
 
 def split_domain(num_items: int) -> tuple[int, int]:
-    """Factors (a, b), a·b >= N, with little excess and of like size.
+    """Row length a and number of rows b, nearly square: (b - 1)·a < N <= b·a.
 
-    Each element of excess costs a chance of 1 / (a·b) to walk once more, and one walk
-    of one element makes the whole batch repeat: of the nearly square factors the pair
-    with the least excess is taken. Two rows at least, since one row can only rotate.
+    Two rows at least, since one row can only rotate; both below 2¹⁶.
     """
-    root = math.isqrt(num_items - 1) + 1 if num_items > 1 else 1
-    widest = max(root, min(3 * root // 2, (num_items + 1) // 2))
-    a = np.arange(root, widest + 1, dtype=np.int64)
-    b = -(-num_items // a)
-    best = int(np.argmin(a * b))
-    return int(a[best]), int(b[best])
+    a = max(1, math.isqrt(num_items - 1) + 1 if num_items > 3 else (num_items + 1) // 2)
+    return a, -(-num_items // a)
 
 
 def num_rounds(num_items: int) -> int:
@@ -95,10 +82,12 @@ def _round_keys(words: UInt32[Array, " W"], rounds: int) -> list[Array]:
     return [keys[i] for i in range(rounds)]
 
 
-def _add_modulo(x: Array, y: Array, modulus: int) -> Array:
-    # x < modulus <= 2¹⁷, hence no overflow.
-    total = x + y % jnp.uint32(modulus)
-    return jnp.where(total >= modulus, total - jnp.uint32(modulus), total)
+def _add_modulo(x: Array, y: Array, modulus: int | Array) -> Array:
+    # The upper half of the hash, scaled to [0, modulus): a product of 16 by 16 bits,
+    # where a remainder by a constant costs three times as much. x < modulus < 2¹⁶.
+    modulus = jnp.uint32(modulus)
+    total = x + (((y >> np.uint32(16)) * modulus) >> np.uint32(16))
+    return jnp.where(total >= modulus, total - modulus, total)
 
 
 def _mix(x: Array) -> Array:

@@ -176,7 +176,7 @@ class Windows(eqx.Module):
             data.num_samples, num_starts, length, stride, only_initial
         )
         self.num_rollout_steps = num_rollout_steps
-        self.residency = _resolve(residency, data)
+        self.residency = resolve_residency(residency, data.nbytes)
         move = np.asarray if self.residency == "host" else jnp.asarray
         self.arrays = jax.tree.map(move, data)
 
@@ -222,6 +222,13 @@ class Windows(eqx.Module):
             )
         return self.layout.gather_host(self.arrays, indices)
 
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of the states of one window."""
+        total = sum(x.nbytes for x in jax.tree.leaves(self.arrays.state))
+        times = self.layout.num_samples * self.arrays.num_times
+        return self.layout.length * total // times
+
     def _check_indices(self, indices: Any) -> Int[np.ndarray, " B"]:
         if isinstance(indices, slice):
             return np.arange(*indices.indices(len(self)), dtype=np.int32)
@@ -265,7 +272,8 @@ def _canonical(x: np.ndarray) -> np.ndarray:
     return x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
 
 
-def _resolve(residency: str, data: Trajectories) -> str:
+def resolve_residency(residency: str, nbytes: int) -> str:
+    """Where so many bytes of data go: "device" or "host"."""
     if residency not in ("auto", "device", "host"):
         raise ValueError(
             "Expected `residency` to be 'auto', 'device' or 'host', got "
@@ -274,7 +282,7 @@ def _resolve(residency: str, data: Trajectories) -> str:
     if residency != "auto":
         return residency
     limit = _bytes_limit()
-    return "host" if limit is not None and data.nbytes > limit / 2 else "device"
+    return "host" if limit is not None and nbytes > limit / 2 else "device"
 
 
 def _bytes_limit() -> int | None:

@@ -124,9 +124,12 @@ class Engine:
         arrays = self._feed.load(order, start, count, size)
         if _is_traced((state, arrays)):
             state, records = self._run_traced(state, arrays, start, count, size)
-        else:
-            state, records = self._run_chunks(state, arrays, start, count, size)
-        return state, jax.tree.map(lambda x: x[:count], records)
+            return state, jax.tree.map(lambda x: x[:count], records)
+        state, records = self._run_chunks(state, arrays, start, count, size)
+        if count < size:
+            # Cut on the host: on the device every new length is compiled anew.
+            records = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[:count]), records)
+        return state, records
 
     def batch(self, order: Any, start: int) -> PyTree[Array]:
         """Batch of update `start`."""

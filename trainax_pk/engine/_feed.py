@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from trainax_pk.data import Windows
+from trainax_pk.data import Samples, Windows
+
+# Updates whose order is computed at once.
+_BLOCK = 512
 
 
 class AbstractFeed(eqx.Module):
@@ -26,8 +29,10 @@ class AbstractFeed(eqx.Module):
         shapes that depend on `size` >= `count` alone."""
 
     @abc.abstractmethod
-    def plan(self, arrays: PyTree[Array], start: Array, size: int) -> PyTree[Array]:
-        """What is computed once for `size` updates, traced."""
+    def plan(
+        self, arrays: PyTree[Array], start: Array, count: Array, size: int
+    ) -> PyTree[Array]:
+        """What is computed once for `count` of at most `size` updates, traced."""
 
     @abc.abstractmethod
     def pick(self, arrays: PyTree[Array], plan: PyTree[Array], i: Array) -> PyTree:
@@ -53,16 +58,29 @@ class DeviceFeed(AbstractFeed):
         (8, 2, 2)
     """
 
-    windows: Windows
+    windows: Windows | Samples
 
     def load(self, order: Any, start: int, count: int, size: int) -> PyTree[Array]:
         """The trajectories and the order: the same for every chunk."""
         del start, count, size
         return (self.windows.arrays, order)
 
-    def plan(self, arrays: PyTree[Array], start: Array, size: int) -> Int[Array, "n B"]:
-        """Window indices of `size` updates."""
-        return arrays[1].indices(start, size)
+    def plan(
+        self, arrays: PyTree[Array], start: Array, count: Array, size: int
+    ) -> Int[Array, "n B"]:
+        """Window indices of `count` updates, in rows for `size` or a few more."""
+        order = arrays[1]
+        if size <= _BLOCK:
+            return order.indices(start, size)
+
+        # Block by block: a short chunk of a long program pays for its own order only.
+        def block(i: Array, plan: Int[Array, "n B"]) -> Int[Array, "n B"]:
+            rows = order.indices(start + i * _BLOCK, _BLOCK)
+            return jax.lax.dynamic_update_slice(plan, rows, (i * _BLOCK, 0))
+
+        num_blocks = -(-size // _BLOCK)
+        empty = jnp.zeros((num_blocks * _BLOCK, order.batch_size), jnp.int32)
+        return jax.lax.fori_loop(0, -(-count // _BLOCK), block, empty)
 
     def pick(self, arrays: PyTree[Array], plan: PyTree[Array], i: Array) -> PyTree:
         """Windows of one update."""
@@ -91,7 +109,7 @@ class HostFeed(AbstractFeed):
         (3, 8, 2, 2)
     """
 
-    windows: Windows
+    windows: Windows | Samples
 
     def load(self, order: Any, start: int, count: int, size: int) -> PyTree[Array]:
         """Batches of the chunk, leaves `(size, B, ...)`."""
@@ -103,9 +121,11 @@ class HostFeed(AbstractFeed):
             lambda x: jnp.asarray(x.reshape(*rows.shape, *x.shape[1:])), windows
         )
 
-    def plan(self, arrays: PyTree[Array], start: Array, size: int) -> None:
+    def plan(
+        self, arrays: PyTree[Array], start: Array, count: Array, size: int
+    ) -> None:
         """Nothing: the batches are already in order."""
-        del arrays, start, size
+        del arrays, start, count, size
 
     def pick(self, arrays: PyTree[Array], plan: PyTree[Array], i: Array) -> PyTree:
         """Batch of one update."""
@@ -120,11 +140,11 @@ class HostFeed(AbstractFeed):
         return self.pick(arrays, None, i)
 
 
-def make_feed(windows: Windows) -> AbstractFeed:
+def make_feed(windows: Windows | Samples) -> AbstractFeed:
     """The feed that fits where the windows live.
 
     Args:
-        windows: Windows of host or device residency.
+        windows: Windows or samples of host or device residency.
 
     Returns:
         A `HostFeed` or a `DeviceFeed`.

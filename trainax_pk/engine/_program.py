@@ -101,7 +101,7 @@ class Programs:
     def _many(
         self, state: TrainState, arrays: PyTree, start: Array, count: Array, size: int
     ) -> tuple[TrainState, PyTree[Array]]:
-        plan = self._feed.plan(arrays, start, size)
+        plan = self._feed.plan(arrays, start, count, size)
 
         def body(i: Array, carry: Any) -> Any:
             state, records = carry

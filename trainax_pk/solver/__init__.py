@@ -22,6 +22,7 @@ from trainax_pk.solver._four_d_var_net import (
     solve_4dvarnet_1d,
     solve_4dvarnet_2d,
 )
+from trainax_pk.solver._losses import reconstruction_loss
 from trainax_pk.solver._modulator import (
     AbstractGradMod,
     GradientDescent,
@@ -29,6 +30,7 @@ from trainax_pk.solver._modulator import (
     rms_scale,
 )
 from trainax_pk.solver._prior import AbstractPrior, DynamicalPrior, IdentityPrior
+from trainax_pk.solver._training import eval_step, train_loss_fn, train_step
 
 __all__ = [
     "AbstractGradMod",
@@ -50,9 +52,13 @@ __all__ = [
     "MLPGradMod",
     "VariationalCost",
     "Weight",
+    "eval_step",
     "one_step_solve_4dvarnet_1d",
     "one_step_solve_4dvarnet_2d",
+    "reconstruction_loss",
     "rms_scale",
     "solve_4dvarnet_1d",
     "solve_4dvarnet_2d",
+    "train_loss_fn",
+    "train_step",
 ]

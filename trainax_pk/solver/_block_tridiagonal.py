@@ -134,4 +134,6 @@ def _substitute(factors: _Factors, b: Array) -> Array:
 
 
 def _solve(factor: Array, b: Array, *, transposed: bool = False) -> Array:
-    return jax.scipy.linalg.solve_triangular(factor, b, lower=True, trans=int(transposed))
+    return jax.scipy.linalg.solve_triangular(
+        factor, b, lower=True, trans=int(transposed)
+    )

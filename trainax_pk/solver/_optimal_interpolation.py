@@ -1,13 +1,14 @@
 """The best linear estimate from a mean, a covariance and observations."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import lineax as lx
-import optimistix as optx
 from jaxtyping import Array, Bool, Float
 
+from trainax_pk._tree import is_concrete
 from trainax_pk.solver._windows import Analysis, check_window
 
 _SPD = lx.positive_semidefinite_tag
@@ -69,26 +70,26 @@ def optimal_interpolation(
     observed, mask = check_window(observed, mask)
     mean = _entries("mean", mean, observed)
     variance = _entries("obs_err_var", obs_err_var, observed)
-    # Eager values alone can be checked; a NaN of a traced one shows in `converged`.
-    if not isinstance(variance, jax.core.Tracer) and not bool((variance > 0).all()):
+    if is_concrete(variance) and not bool((variance > 0).all()):
         raise ValueError(
             f"Expected `obs_err_var` to be positive, got {obs_err_var}. Leave "
             "observations out with the mask."
         )
-    covariance = _operator(covariance, observed)
-    if linear_solver is None:
-        linear_solver = _default_solver(covariance, observed)
-    system = _system(covariance, mask, variance)
     departure = jnp.where(mask, observed - mean, 0.0)
-    solution = lx.linear_solve(system, departure, linear_solver, throw=False)
+    if isinstance(covariance, lx.AbstractLinearOperator):
+        product, system = _by_operator(covariance, mask, variance)
+        solver = _conjugate_gradients(observed)
+    else:
+        product, system = _by_matrix(covariance, mask, variance)
+        solver = lx.Cholesky()
+    solution = lx.linear_solve(system, departure, linear_solver or solver, throw=False)
     weights = jnp.where(mask, solution.value, 0.0)
-    state = mean + covariance.mv(weights)
-    steps = solution.stats.get("num_steps", 0)
+    state = mean + product(weights)
+    solved = solution.result == lx.RESULTS.successful
     return Analysis(
         state=state,
-        converged=(solution.result == lx.RESULTS.successful)
-        & jnp.isfinite(state).all(),
-        num_steps=jnp.asarray(steps),
+        converged=solved & jnp.isfinite(state).all(),
+        num_steps=jnp.asarray(solution.stats.get("num_steps", 0)),
         cost=0.5 * jnp.sum(departure * weights),
     )
 
@@ -105,24 +106,43 @@ def _entries(name: str, value: Any, observed: Array) -> Array:
     return jnp.broadcast_to(array, observed.shape)
 
 
-def _operator(covariance: Any, observed: Array) -> lx.AbstractLinearOperator:
-    structure = jax.eval_shape(lambda: observed)
-    if isinstance(covariance, lx.AbstractLinearOperator):
-        if covariance.in_structure() != structure:
-            raise ValueError(
-                f"Expected `covariance` to act on arrays {structure.shape}, got an "
-                f"operator on {covariance.in_structure()}."
-            )
-        return covariance
-    matrix = jnp.asarray(covariance, observed.dtype)
-    if matrix.shape != (observed.size, observed.size):
+def _by_operator(
+    covariance: lx.AbstractLinearOperator, mask: Array, variance: Array
+) -> tuple[Callable[[Array], Array], lx.AbstractLinearOperator]:
+    structure = jax.ShapeDtypeStruct(mask.shape, variance.dtype)
+    if covariance.in_structure() != structure:
         raise ValueError(
-            f"Expected `covariance` of shape {(observed.size, observed.size)}, that of "
-            f"the flattened window, got {matrix.shape}. Pass a lineax operator where "
-            "the matrix would be too large."
+            f"Expected `covariance` to act on {structure}, got an operator on "
+            f"{covariance.in_structure()}."
         )
-    return _Dense(matrix, structure.shape)
+
+    def system(w: Array) -> Array:
+        inside = covariance.mv(jnp.where(mask, w, 0.0)) + variance * w
+        return jnp.where(mask, inside, w)
+
+    return covariance.mv, lx.FunctionLinearOperator(system, structure, _SPD)
 
 
-class _Dense(lx.FunctionLinearOperator):
-    pass
+def _by_matrix(
+    covariance: Any, mask: Array, variance: Array
+) -> tuple[Callable[[Array], Array], lx.AbstractLinearOperator]:
+    matrix = jnp.asarray(covariance, variance.dtype)
+    if matrix.shape != (mask.size, mask.size):
+        raise ValueError(
+            f"Expected `covariance` of shape {(mask.size, mask.size)}, that of the "
+            f"flattened window, got {matrix.shape}. Pass a lineax operator where the "
+            "matrix would be too large."
+        )
+    seen = mask.reshape(-1)
+    system = jnp.where(seen[:, None] & seen[None, :], matrix, 0.0)
+    system = system + jnp.diag(jnp.where(seen, variance.reshape(-1), 1.0))
+    product = lambda w: (matrix @ w.reshape(-1)).reshape(w.shape)  # noqa: E731
+    structure = jax.ShapeDtypeStruct(mask.shape, variance.dtype)
+    # As a tree of one array, so that both kinds take and give windows.
+    blocks = system.reshape(*mask.shape, *mask.shape)
+    return product, lx.PyTreeLinearOperator(blocks, structure, _SPD)
+
+
+def _conjugate_gradients(observed: Array) -> lx.CG:
+    tolerance = 10 * float(jnp.finfo(observed.dtype).eps)
+    return lx.CG(rtol=tolerance, atol=tolerance)

@@ -91,7 +91,9 @@ def check_operator(obs_op: Any, state: Any, shape: tuple[int, ...]) -> Callable:
     return obs_op
 
 
-def whitener(name: str, covariance: Any, shape: tuple[int, ...], dtype: Any) -> Whitener:
+def whitener(
+    name: str, covariance: Any, shape: tuple[int, ...], dtype: Any
+) -> Whitener:
     """`w -> L⁻¹ w`, L Lᵀ = covariance, for vectors of a shape.
 
     Args:

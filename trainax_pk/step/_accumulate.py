@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from trainax_pk._types import Window
 from trainax_pk.configuration import Aux
 
 LossFn = Callable[
@@ -88,8 +87,7 @@ def mean_value_and_grad(
 
 
 def _split(batch: PyTree[Array], key: PRNGKeyArray, parts: int) -> Any:
-    window = batch if isinstance(batch, Window) else Window(batch)
-    size = window.batch_size
+    size = jax.tree.leaves(batch)[0].shape[0]
     if size % parts:
         raise ValueError(
             f"Expected a batch size that `accumulate` ({parts}) divides, got {size}. "
@@ -99,6 +97,6 @@ def _split(batch: PyTree[Array], key: PRNGKeyArray, parts: int) -> Any:
     # several devices stays there.
     split = jax.tree.map(
         lambda x: jnp.swapaxes(x.reshape(size // parts, parts, *x.shape[1:]), 0, 1),
-        window,
+        batch,
     )
     return split, jax.random.split(key, parts)

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from trainax_pk._tree import check_count, check_flag
 from trainax_pk.callback import AbstractCallback, Context
 from trainax_pk.configuration import AbstractConfiguration
-from trainax_pk.data import ShuffledOrder, Trajectories, Windows, as_trajectories
+from trainax_pk.data import Samples, ShuffledOrder, Trajectories, as_items
 from trainax_pk.engine import ChunkClock, Engine, chunk_size, make_feed
 from trainax_pk.step import TrainState, make_train_step
 from trainax_pk.trainer._failure import explain_failure
@@ -22,7 +22,7 @@ from trainax_pk.trainer._history import History, HistoryBuilder
 
 
 class Trainer:
-    """Trains a model on windows of trajectories.
+    """Trains a model on windows of trajectories, or on samples.
 
     `trainer(model, key=key)` returns `(model, history)`. The data stay on the device as
     trajectories; windows are gathered inside the compiled program, in an order that is
@@ -37,7 +37,7 @@ class Trainer:
 
     def __init__(
         self,
-        data: Trajectories | PyTree[Array],
+        data: Trajectories | Samples | PyTree[Array],
         configuration: AbstractConfiguration,
         *,
         optimizer: optax.GradientTransformation,
@@ -58,7 +58,9 @@ class Trainer:
         """Checks everything; computes nothing.
 
         Args:
-            data: Trajectories, leaves `(num_samples, num_times, ...)`.
+            data: Trajectories, leaves `(num_samples, num_times, ...)`; or what is
+                trained on whole: `tx.data.Samples`, or a `tx.Batch1D` or `tx.Batch2D`
+                that holds all data.
             configuration: The compute graph of the loss.
             optimizer: An optax transformation.
             num_training_steps: Number of updates.
@@ -121,10 +123,9 @@ class Trainer:
         self.trainable = trainable
         self.ema = ema_decay is not None
         self.raises = nonfinite == "raise"
-        trajectories = as_trajectories(data)
-        self.windows = Windows(
-            trajectories,
-            _window_steps(configuration, trajectories),
+        self.windows = as_items(
+            data,
+            lambda trajectories: _window_steps(configuration, trajectories),
             stride=window_stride,
             only_initial=configuration.num_times == 1,
             residency=residency,
@@ -208,9 +209,7 @@ class Trainer:
         """What a chunk holds per update: windows' indices, or the windows themselves."""
         if self.windows.residency == "device":
             return 4 * self.batch_size
-        total = sum(x.nbytes for x in jax.tree.leaves(self.windows.arrays.state))
-        times = self.windows.layout.num_samples * self.windows.arrays.num_times
-        return self.batch_size * self.windows.layout.length * total // times
+        return self.batch_size * self.windows.item_bytes
 
     def _call_back(
         self, history: HistoryBuilder, done: int, state: TrainState, order: Any
