@@ -20,6 +20,7 @@ from trainax_pk.data._prior import (
     Product,
 )
 from trainax_pk.data._prior_fields import FourierField, GaussianRandomField
+from trainax_pk.data._samples import Samples, as_items
 from trainax_pk.data._simulation import SimulationDataset
 from trainax_pk.data._simulation_run import Simulated
 from trainax_pk.data._simulation_windows import SimulatedWindows
@@ -45,6 +46,7 @@ __all__ = [
     "Product",
     "SequentialOrder",
     "ShuffledOrder",
+    "Samples",
     "Simulated",
     "SimulatedWindows",
     "SimulationDataset",
@@ -53,6 +55,7 @@ __all__ = [
     "Trajectories",
     "WindowLayout",
     "Windows",
+    "as_items",
     "as_trajectories",
     "hash_content",
     "split_by_time",
