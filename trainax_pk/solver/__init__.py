@@ -14,6 +14,11 @@ from trainax_pk.solver._conv_lstm import (
     LSTMState2D,
 )
 from trainax_pk.solver._cost import VariationalCost, Weight
+from trainax_pk.solver._fixed_point import (
+    FixedPoint,
+    solve_4dvarnet_1d_fixedpoint,
+    solve_4dvarnet_2d_fixedpoint,
+)
 from trainax_pk.solver._four_d_var_net import (
     FourDVarNet1D,
     FourDVarNet2D,
@@ -43,6 +48,7 @@ __all__ = [
     "ConvLSTMGradMod1D",
     "ConvLSTMGradMod2D",
     "DynamicalPrior",
+    "FixedPoint",
     "FourDVarNet1D",
     "FourDVarNet2D",
     "GradientDescent",
@@ -58,7 +64,9 @@ __all__ = [
     "reconstruction_loss",
     "rms_scale",
     "solve_4dvarnet_1d",
+    "solve_4dvarnet_1d_fixedpoint",
     "solve_4dvarnet_2d",
+    "solve_4dvarnet_2d_fixedpoint",
     "train_loss_fn",
     "train_step",
 ]
