@@ -1,0 +1,394 @@
+"""A hash of what determines numbers: values, settings and code."""
+
+import contextlib
+import dataclasses
+import enum
+import functools
+import hashlib
+import inspect
+import pathlib
+import struct
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trainax_pk.data import _hash_code as code_identity
+
+_SCHEME = "trainax_pk-hash-1"
+
+
+def hash_content(*parts: Any) -> str:
+    """SHA-256 of everything that the parts compute with.
+
+    Values count: numbers with their type, arrays with dtype, shape and bytes (NumPy and
+    JAX arrays alike), containers, dataclasses and modules field by field. Functions
+    count by the syntax of their source, without comments, docstrings, annotations,
+    names and formatting, and by the values of what they refer to: defaults, closures
+    and globals, recursively through the user's own code. Functions and classes of
+    installed packages count by name and version. An object with a method
+    `content_hash()` is asked instead.
+
+    The same content has the same hash in any process, on any machine and Python
+    version; a function without source (typed at a prompt) is hashed by its bytecode,
+    which holds within one Python version.
+
+    Args:
+        *parts: Anything made of the above.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        TypeError: An object whose content cannot be known (an open file, a lock, a
+            generator); the message names where it is.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from trainax_pk.data import hash_content
+        >>> g = 9.81
+        >>> first = hash_content(lambda t: -g * t, jnp.arange(3))
+        >>> g = 9.80665
+        >>> first == hash_content(lambda t: -g * t, jnp.arange(3))
+        False
+    """
+    hasher = _Hasher()
+    hasher.token(_SCHEME)
+    for i, part in enumerate(parts):
+        hasher.add(part, f"part {i}")
+    return hasher.digest()
+
+
+def precision_flags() -> dict[str, Any]:
+    """JAX's settings and versions that change numbers."""
+    config = jax.config
+    return {
+        "enable_x64": bool(config.jax_enable_x64),
+        "default_matmul_precision": str(config.jax_default_matmul_precision),
+        "default_prng_impl": str(config.jax_default_prng_impl),
+        "threefry_partitionable": bool(config.jax_threefry_partitionable),
+        "numpy_dtype_promotion": str(config.jax_numpy_dtype_promotion),
+        "jax": jax.__version__,
+        "jaxlib": code_identity.version_of("jaxlib"),
+    }
+
+
+class _Hasher:
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256()
+        # Objects on the way down, to end cycles; code that was walked is not again.
+        self._open: list[int] = []
+        self._seen_code: dict[int, int] = {}
+        self._alive: list[Any] = []
+
+    def digest(self) -> str:
+        return self._sha.hexdigest()
+
+    def token(self, text: str) -> None:
+        self.raw(text.encode("utf-8", "surrogatepass"))
+
+    def raw(self, data: bytes) -> None:
+        # With its length, so that neighbours cannot be confused.
+        self._sha.update(struct.pack("<Q", len(data)))
+        self._sha.update(data)
+
+    def add(self, x: Any, where: str) -> None:
+        if _is_plain(x):
+            self._add_plain(x)
+        elif _is_array(x):
+            self._add_array(x)
+        else:
+            with self._entered(x) as depth:
+                if depth is not None:
+                    self.token(f"cycle:{depth}")
+                else:
+                    self._add_object(x, where)
+
+    @contextlib.contextmanager
+    def _entered(self, x: Any) -> Iterator[int | None]:
+        if id(x) in self._open:
+            yield len(self._open) - self._open.index(id(x))
+            return
+        self._open.append(id(x))
+        # Kept alive, since the id of what is freed is given to another object.
+        self._alive.append(x)
+        try:
+            yield None
+        finally:
+            self._open.pop()
+
+    def _add_plain(self, x: Any) -> None:
+        name = type(x).__name__
+        if isinstance(x, float):
+            self.token(f"{name}:{x.hex()}")
+        elif isinstance(x, complex):
+            self.token(f"{name}:{x.real.hex()}:{x.imag.hex()}")
+        elif isinstance(x, bytes):
+            self.token(name)
+            self.raw(x)
+        else:
+            self.token(f"{name}:{x!s}")
+
+    def _add_array(self, x: Any) -> None:
+        dtype = x.dtype
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            self.token(f"key:{jax.random.key_impl(x)}")
+            x = jax.random.key_data(x)
+        array = np.asarray(x)
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        self.token(f"array:{array.dtype.newbyteorder('<').name}:{array.shape}")
+        self.raw(np.ascontiguousarray(little).tobytes())
+
+    def _add_object(self, x: Any, where: str) -> None:
+        own = getattr(x, "content_hash", None)
+        if callable(own) and not isinstance(x, type):
+            self.token(f"content_hash:{own()}")
+        elif isinstance(x, Mapping):
+            self._add_mapping(x, where)
+        elif isinstance(x, tuple | list):
+            self._add_sequence(x, where)
+        elif isinstance(x, set | frozenset):
+            self.token("set")
+            for digest in sorted(hash_content(item) for item in x):
+                self.token(digest)
+        elif isinstance(x, functools.partial):
+            self.token("partial")
+            self.add((x.func, x.args, x.keywords), f"{where}, a partial")
+        elif isinstance(x, types.ModuleType):
+            self.token(f"module:{x.__name__}")
+        elif isinstance(x, types.MethodType):
+            self.token("method")
+            self.add(x.__func__, where)
+            self.add(x.__self__, f"self of {where}")
+        elif isinstance(x, types.FunctionType):
+            self._add_function(x, where)
+        elif isinstance(x, type):
+            self._add_class(x, where)
+        elif _named_in_library(x):
+            self._add_library(x)
+        else:
+            self._add_instance(x, where)
+
+    def _add_mapping(self, x: Mapping, where: str) -> None:
+        self.token(f"mapping:{len(x)}")
+        for digest, key in sorted((hash_content(k), k) for k in x):
+            self.token(digest)
+            self.add(x[key], f"{where}[{key!r}]")
+
+    def _add_sequence(self, x: Any, where: str) -> None:
+        named = hasattr(x, "_fields")
+        self.token(f"{type(x).__name__ if named else type(x).__mro__[-2].__name__}")
+        self.token(str(len(x)))
+        for i, item in enumerate(x):
+            self.add(item, f"{where}[{i}]")
+
+    def _add_instance(self, x: Any, where: str) -> None:
+        wrapped = getattr(x, "__wrapped__", None)
+        if wrapped is not None and callable(wrapped):
+            # jit, custom_vjp, lru_cache: what they compute is what they wrap.
+            self.token(f"wrapped:{type(x).__name__}")
+            self.add(wrapped, where)
+            return
+        state = _state(x)
+        if state is None:
+            raise TypeError(
+                f"Expected content that can be hashed, got {type(x).__name__} "
+                f"({x!r:.80}) at {where}. Give it a method content_hash(), or keep it "
+                "out of what is hashed."
+            )
+        self.token("instance")
+        self.add(type(x), f"class of {where}")
+        for name in sorted(state):
+            self.token(name)
+            self.add(state[name], f"{where}.{name}")
+
+    def _add_library(self, x: Any) -> None:
+        module, name = _home(x)
+        dotted, version = code_identity.library_name(module, name)
+        self.token(f"library:{dotted}@{version}")
+
+    def _add_class(self, cls: type, where: str) -> None:
+        if code_identity.is_library(cls.__module__):
+            self._add_library(cls)
+            return
+        self.token(f"class:{cls.__qualname__.rsplit('.', 1)[-1]}")
+        if self._visit(cls):
+            return
+        for base in cls.__bases__:
+            if base is not object:
+                self.add(base, f"base of {cls.__qualname__}")
+        for name, value in sorted(vars(cls).items()):
+            functions = list(_functions(value))
+            if functions:
+                self.token(name)
+                for function in functions:
+                    self._add_method(function, f"{cls.__qualname__}.{name}")
+            elif _is_constant(name, value):
+                self.token(name)
+                self.add(value, f"{cls.__qualname__}.{name}")
+
+    def _add_method(self, function: types.FunctionType, where: str) -> None:
+        # A dataclass writes methods of its own; equinox wraps in code of its own.
+        generated = function.__code__.co_filename == "<string>"
+        if not generated and not code_identity.is_library_file(
+            function.__code__.co_filename
+        ):
+            self._add_function(function, where)
+
+    def _add_function(self, f: types.FunctionType, where: str) -> None:
+        wrapped = getattr(f, "__wrapped__", None)
+        library = code_identity.is_library(f.__module__ or "")
+        if library or code_identity.is_library_file(f.__code__.co_filename):
+            if wrapped is not None and callable(wrapped):
+                self.token(f"wrapper:{f.__code__.co_name}")
+                self.add(wrapped, where)
+            elif library and "<locals>" not in f.__qualname__:
+                self._add_library(f)
+            else:
+                # Made by a library around something of the user's: the closure tells.
+                self.token(f"library-closure:{f.__qualname__}")
+                self._add_bindings(f, [], where)
+            return
+        self.token("function")
+        plain = not (f.__closure__ or f.__defaults__ or f.__kwdefaults__)
+        if self._visit(f.__code__) and plain:
+            return
+        node = code_identity.find_definition(f.__code__)
+        if node is None:
+            self._add_bytecode(f, where)
+            return
+        for token in code_identity.syntax(node):
+            self.token(token)
+        self._add_bindings(f, code_identity.free_names(node), where)
+
+    def _add_bindings(self, f: types.FunctionType, names: Any, where: str) -> None:
+        self.add((f.__defaults__, f.__kwdefaults__), f"defaults of {where}")
+        closure = dict(zip(f.__code__.co_freevars, f.__closure__ or (), strict=True))
+        for name in sorted(closure):
+            self.token(f"closure:{name}")
+            with contextlib.suppress(ValueError):  # an empty cell
+                self.add(closure[name].cell_contents, f"`{name}` in {where}")
+        for root, attributes in names:
+            if root in closure or root not in f.__globals__:
+                continue
+            self._add_global(f.__globals__[root], root, attributes, where)
+
+    def _add_global(
+        self, value: Any, root: str, attributes: tuple[str, ...], where: str
+    ) -> None:
+        for i, attribute in enumerate(attributes):
+            if not isinstance(value, types.ModuleType):
+                break
+            if code_identity.is_library(value.__name__):
+                rest = ".".join(attributes[i:])
+                dotted, version = code_identity.library_name(value.__name__, rest)
+                self.token(f"library:{dotted}@{version}")
+                return
+            value = getattr(value, attribute, None)
+        self.token(f"global:{'.'.join((root, *attributes))}")
+        self.add(value, f"`{root}` in {where}")
+
+    def _add_bytecode(self, f: types.FunctionType, where: str) -> None:
+        version = ".".join(map(str, sys.version_info[:2]))
+        self.token(f"bytecode:{version}")
+        names: dict[str, None] = {}
+        self._add_code(f.__code__, names)
+        self._add_bindings(f, [(n, ()) for n in sorted(names)], where)
+
+    def _add_code(self, code: types.CodeType, names: dict[str, None]) -> None:
+        self.raw(code.co_code)
+        names.update(dict.fromkeys(code.co_names))
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                self._add_code(constant, names)
+            else:
+                self.add(constant, "a constant")
+
+    def _visit(self, x: Any) -> bool:
+        """Whether it was walked before; then its number stands for it."""
+        if id(x) in self._seen_code:
+            self.token(f"seen:{self._seen_code[id(x)]}")
+            return True
+        self._seen_code[id(x)] = len(self._seen_code)
+        self._alive.append(x)
+        return False
+
+
+def _is_plain(x: Any) -> bool:
+    kinds = bool | int | float | complex | str | bytes | None | type(Ellipsis)
+    exact = isinstance(x, kinds) and not isinstance(x, enum.Enum | np.generic)
+    return exact or isinstance(x, slice | range | np.dtype | pathlib.PurePath)
+
+
+def _is_array(x: Any) -> bool:
+    if isinstance(x, jax.core.Tracer):
+        raise TypeError(
+            "Expected concrete values to hash, got a traced array. Hash outside of jit."
+        )
+    return isinstance(x, jax.Array | np.ndarray | np.generic)
+
+
+def _is_constant(name: str, value: Any) -> bool:
+    """A class attribute that methods may compute with."""
+    internal = name.startswith("__") or name in ("_abc_impl", "_fields")
+    return not internal and (_is_plain(value) or isinstance(value, tuple | list | dict))
+
+
+def _functions(value: Any) -> Iterator[types.FunctionType]:
+    """Functions behind a class attribute, whatever descriptor holds them."""
+    if isinstance(value, types.FunctionType):
+        yield value
+    elif isinstance(value, staticmethod | classmethod):
+        yield from _functions(value.__func__)
+    elif isinstance(value, property):
+        for part in (value.fget, value.fset):
+            yield from _functions(part)
+    elif not isinstance(value, type):
+        for name in ("method", "func", "__wrapped__"):
+            inner = inspect.getattr_static(value, name, None)
+            if isinstance(inner, types.FunctionType):
+                yield inner
+                return
+
+
+def _home(x: Any) -> tuple[str, str]:
+    module = getattr(x, "__module__", None)
+    name = getattr(x, "__qualname__", None) or getattr(x, "__name__", None)
+    if module is None and name is not None:
+        module = type(x).__module__
+    return str(module), str(name)
+
+
+def _named_in_library(x: Any) -> bool:
+    """A function object of a library: ufuncs, builtins, jitted functions."""
+    if isinstance(x, types.BuiltinFunctionType | np.ufunc):
+        return True
+    module = getattr(x, "__module__", None)
+    name = getattr(x, "__name__", None)
+    if not callable(x) or not isinstance(module, str) or not isinstance(name, str):
+        return False
+    return "<locals>" not in _home(x)[1] and code_identity.is_library(module)
+
+
+def _state(x: Any) -> dict[str, Any] | None:
+    """What an object holds, or None if Python cannot tell."""
+    if isinstance(x, enum.Enum):
+        return {"name": x.name}
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return {"shape": x.shape, "dtype": np.dtype(x.dtype)}
+    if dataclasses.is_dataclass(x):
+        return {
+            f.name: getattr(x, f.name)
+            for f in dataclasses.fields(x)
+            if hasattr(x, f.name)
+        }
+    if hasattr(x, "__dict__"):
+        return dict(vars(x))
+    slots = [s for c in type(x).__mro__ for s in getattr(c, "__slots__", ())]
+    if slots:
+        return {s: getattr(x, s) for s in slots if hasattr(x, s)}
+    return {} if type(x) is object else None
