@@ -111,7 +111,8 @@ class Observed(eqx.Module):
     observe: Callable[[PyTree], PyTree]
 
     def __check_init__(self) -> None:
-        if not (is_forward_model(self.forward) or callable(self.forward)):
+        is_model = is_forward_model(self.forward) or callable(self.forward)
+        if not (is_model or isinstance(self.forward, Parametric)):
             raise ValueError(
                 f"Expected a forward model or a callable, got {self.forward!r}. Pass "
                 "an object with step(state, dt), dt and state_signature, or a function."
@@ -241,8 +242,9 @@ class Parametric(eqx.Module):
 
 
 def is_forward_model(model: Any) -> bool:
-    """Whether an object steps, by its attributes."""
-    return callable(getattr(model, "step", None)) and hasattr(model, "dt")
+    """Whether an object steps, by its attributes; without a `dt` it cannot."""
+    steps = callable(getattr(model, "step", None))
+    return steps and getattr(model, "dt", None) is not None
 
 
 def split_observers(model: Any) -> tuple[Any, tuple[Callable[..., Any], ...]]:

@@ -330,7 +330,9 @@ class Empirical(AbstractPrior):
     def log_prob(self, value: PyTree[Array]) -> Float[Array, ""]:
         """Logarithm of the share of rows that equal the value (a mass, no density)."""
         matches = jax.tree.map(
-            lambda rows, x: jnp.all(rows == x, axis=tuple(range(1, rows.ndim))),
+            lambda rows, x: jnp.all(
+                rows == jnp.asarray(x)[None], axis=tuple(range(1, rows.ndim))
+            ),
             self.rows,
             value,
         )
