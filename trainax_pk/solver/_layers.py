@@ -1,5 +1,6 @@
 """Convolutions whose borders are chosen axis by axis, and the layout they work in."""
 
+import functools
 import math
 from collections.abc import Callable
 from operator import add
@@ -61,15 +62,7 @@ class Convolution(eqx.Module):
 
     def __call__(self, x: Float[Array, "*points in"]) -> Float[Array, "*points out"]:
         """The convolution of one sample."""
-        kernel, points = self.weight.shape[:-2], x.shape[:-1]
-        for axis, (taps, border) in enumerate(zip(kernel, self.padding, strict=True)):
-            x = _padded(x, axis, taps // 2, border)
-        taps = [
-            jax.lax.slice(x, (*tap, 0), (*map(add, tap, points), x.shape[-1]))
-            for tap in np.ndindex(*kernel)
-        ]
-        rows = self.weight.reshape(-1, self.weight.shape[-1])
-        out = jnp.concatenate(taps, axis=-1) @ rows
+        out = _convolve(x, self.weight, self.padding)
         return out + jnp.broadcast_to(self.bias, out.shape)
 
 
@@ -192,6 +185,20 @@ def repeated(x: Float[Array, "*coarse c"], factor: int) -> Float[Array, "*points
     for axis in range(x.ndim - 1):
         x = jnp.repeat(x, factor, axis=axis)
     return x
+
+
+# What is gathered for the taps is as many times larger than x; gathering it again in the
+# backward pass costs little.
+@functools.partial(jax.checkpoint, static_argnums=2)
+def _convolve(x: Array, weight: Array, padding: tuple[str, ...]) -> Array:
+    kernel, points = weight.shape[:-2], x.shape[:-1]
+    for axis, (taps, border) in enumerate(zip(kernel, padding, strict=True)):
+        x = _padded(x, axis, taps // 2, border)
+    taps = [
+        jax.lax.slice(x, (*tap, 0), (*map(add, tap, points), x.shape[-1]))
+        for tap in np.ndindex(*kernel)
+    ]
+    return jnp.concatenate(taps, axis=-1) @ weight.reshape(-1, weight.shape[-1])
 
 
 def _padded(x: Array, axis: int, width: int, border: str) -> Array:
