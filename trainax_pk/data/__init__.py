@@ -1,5 +1,7 @@
 """Data: trajectories, windows, order and splits; simulations, priors and caches."""
 
+from trainax_pk.data._cache import CachedDataset
+from trainax_pk.data._cache_manifest import CacheDamaged
 from trainax_pk.data._forward import (
     ForwardModel,
     Observation,
@@ -32,6 +34,8 @@ __all__ = [
     "AbstractOrder",
     "AbstractPrior",
     "BoxUniform",
+    "CacheDamaged",
+    "CachedDataset",
     "DiffraxModel",
     "Empirical",
     "ForwardModel",

@@ -1,0 +1,389 @@
+"""Datasets kept on disk: simulated once, verified, resumed, never stale."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from trainax_pk._tree import check_count, check_flag
+from trainax_pk.data._cache_files import AbstractFiles, open_files
+from trainax_pk.data._cache_generate import (
+    check_ours,
+    generate,
+    plan_layout,
+    row_spec,
+)
+from trainax_pk.data._cache_manifest import (
+    LEDGER,
+    MANIFEST,
+    METADATA,
+    SCHEMA,
+    CacheDamaged,
+    Layout,
+    find_damage,
+    ledger_name,
+    read_sealed,
+    seal,
+)
+from trainax_pk.data._cache_store import AbstractStore
+from trainax_pk.data._parquet_store import ParquetStore
+from trainax_pk.data._simulation import as_rows, is_endless
+from trainax_pk.data._tfrecord_store import TFRecordStore
+from trainax_pk.data._trajectories import Trajectories
+from trainax_pk.data._zarr_store import ZarrStore
+
+Format = Literal["zarr", "parquet", "tfrecord"]
+_STORES = {"zarr": ZarrStore, "parquet": ParquetStore, "tfrecord": TFRecordStore}
+_CODECS: dict[str, tuple[str | None, ...]] = {
+    "zarr": ("lz4", "zstd", None),
+    "parquet": ("lz4", "zstd", "snappy", None),
+    "tfrecord": (None,),
+}
+
+
+class CachedDataset:
+    """Any dataset, computed once and read from disk from then on.
+
+    The cache lies in `cache_dir/<content hash>-<format>`: a source whose physics, prior,
+    seed or precision differs has another folder, so that nothing stale is read. It is
+    made when it is first read, or by `generate`. While one chunk is written the next is
+    simulated. A chunk counts once its files and a sealed note about them are durable;
+    the manifest is committed last, atomically. What was killed, by whatever signal,
+    goes on at the first chunk that is missing and ends in the same bytes; at most the
+    chunk being written and the one being simulated are made again.
+
+    Opening compares the manifest's seal and the sizes of all files; `verify(full=True)`
+    reads every byte. One writer at a time holds a lock that the kernel releases with its
+    process.
+
+    Attributes:
+        source: The dataset.
+        cache_dir: Local path, or an fsspec URL. Remote stores have no lock: see to it
+            that one process writes.
+        format: "zarr", "parquet" or "tfrecord".
+        num_failed: Failed samples of the source, of those that are stored.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> import trainax_pk as tx
+        >>> source = tx.data.SimulationDataset(
+        ...     jnp.sin, tx.data.Normal(jnp.zeros(2), 1.0), 10
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     cached = tx.data.CachedDataset(source, folder)
+        ...     theta, x = cached[:4]
+        ...     cached.verify(full=True)
+        >>> bool((x == source[:4][1]).all())
+        True
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        cache_dir: Any,
+        format: Format = "zarr",
+        *,
+        chunk_size: int | None = None,
+        compression: str | None = "auto",
+        lock_timeout: float = 0.0,
+        progress: bool = False,
+    ) -> None:
+        """Checks the arguments; touches no file.
+
+        Args:
+            source: A dataset with `len`, slicing, `content_hash()` and `with_split`.
+            cache_dir: Where caches are kept; made if it is not there.
+            format: "zarr" (version 3, sharded), "parquet", which needs the extra
+                `trainax_pk[parquet]`, or "tfrecord".
+            chunk_size: Samples of a chunk, which is what a kill may cost; None for
+                chunks of about 32 MiB. A cache that exists keeps its own.
+            compression: "lz4", "zstd", for parquet "snappy" as well, or None; "auto"
+                for the fastest of them.
+            lock_timeout: Seconds to wait for another writer of the same cache.
+            progress: Show samples per second and the time left while generating.
+
+        Raises:
+            ValueError: An unknown format or codec, a bad number, a source that is
+                endless or lacks one of the methods.
+        """
+        for name in ("__len__", "__getitem__", "content_hash", "with_split"):
+            if not callable(getattr(source, name, None)):
+                raise ValueError(
+                    f"Expected a dataset as source, got {type(source).__name__} without "
+                    f"`{name}`. Pass a SimulationDataset, or a class that has it."
+                )
+        if is_endless(source):
+            raise ValueError(
+                "Expected a finite dataset to store, got one with on_the_fly=True. "
+                "Pass num_samples instead."
+            )
+        if format not in _STORES:
+            raise ValueError(
+                f"Expected `format` to be one of {', '.join(_STORES)}, got {format!r}."
+            )
+        if compression == "auto":
+            compression = _CODECS[format][0]
+        if compression not in _CODECS[format]:
+            raise ValueError(
+                f"Expected `compression` of {format} to be one of {_CODECS[format]}, got "
+                f"{compression!r}."
+            )
+        if chunk_size is not None:
+            check_count("chunk_size", chunk_size)
+        if not lock_timeout >= 0:
+            raise ValueError(f"Expected `lock_timeout` >= 0, got {lock_timeout!r}.")
+        self.source, self.cache_dir, self.format = source, cache_dir, format
+        self.num_failed = 0
+        self._options = {
+            "chunk_size": chunk_size,
+            "compression": compression,
+            "lock_timeout": lock_timeout,
+            "progress": check_flag("progress", progress),
+        }
+        self._hash = source.content_hash()
+        self._spec = row_spec(source)
+        self._store: AbstractStore | None = None
+
+    @property
+    def directory(self) -> str:
+        """Folder or URL of this cache."""
+        return self._files().url("").rstrip("/")
+
+    def content_hash(self) -> str:
+        """That of the source: the same data."""
+        return self._hash
+
+    def with_split(self, split: str) -> "CachedDataset":
+        """The cache of another split of the source.
+
+        Args:
+            split: As the source takes it.
+
+        Returns:
+            A cache in the same directory.
+        """
+        other = self.source.with_split(split)
+        return CachedDataset(other, self.cache_dir, self.format, **self._options)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, indices: Any) -> PyTree[Any]:
+        """Rows of an index, a slice or an integer array, as the source gives them."""
+        store = self._open()
+        rows = as_rows(indices, len(self))
+        is_slice = isinstance(indices, slice) and indices.step in (None, 1)
+        if is_slice and len(rows):
+            found = store.read(int(rows[0]), int(rows[-1]) + 1)
+        else:
+            found = store.take(rows)
+        leaves = [found[leaf.name] for leaf in store.layout.leaves]
+        tree = jax.tree.unflatten(jax.tree.structure(self._spec), leaves)
+        if isinstance(indices, (int, np.integer)):
+            return jax.tree.map(lambda x: x[0], tree)
+        return tree
+
+    def __iter__(self) -> Iterator[PyTree[Any]]:
+        for chunk in self.chunks():
+            for i in range(len(jax.tree.leaves(chunk)[0])):
+                yield jax.tree.map(lambda x, i=i: x[i], chunk)
+
+    def chunks(self) -> Iterator[PyTree[Any]]:
+        """Rows with a leading axis, a stored chunk at a time."""
+        layout = self._open().layout
+        for chunk in range(layout.num_chunks):
+            yield self[slice(*layout.rows(chunk))]
+
+    def trajectories(self) -> Trajectories:
+        """All samples as trajectories in memory, to be trained on.
+
+        Returns:
+            State `(num_samples, num_times, ...)`; parameters of a `Parametric` source
+            as `sample`.
+
+        Raises:
+            ValueError: The source holds no trajectories.
+        """
+        if getattr(self.source, "num_times", None) is None:
+            raise ValueError(
+                "Expected a source of trajectories, got one of single outputs. Pass "
+                "num_steps to the SimulationDataset."
+            )
+        params, output = self[:]
+        conditioned = getattr(self.source, "is_parametric", False)
+        return Trajectories(output, sample=params if conditioned else None)
+
+    def generate(self) -> None:
+        """Makes what is missing; returns at once if nothing is.
+
+        Raises:
+            TimeoutError: Another process is writing this cache.
+            OSError: A full disk, or a directory that cannot be written. What was
+                finished stays, and the next call goes on from there.
+            CacheDamaged: A finished cache is not what was written.
+            ValueError: A directory that is no cache, or one of another schema.
+        """
+        self._open()
+
+    def verify(self, *, full: bool = False) -> None:
+        """Compares what lies there with what was written.
+
+        Args:
+            full: Compare the checksum of every file too, not only sizes.
+
+        Raises:
+            CacheDamaged: Something differs; the message names every damaged chunk and
+                its file.
+        """
+        self._open()
+        manifest = self._read_manifest(self._files())
+        check_flag("full", full)
+        damage = self._damage(manifest, full=full)
+        if damage:
+            lines = "; ".join(text for _, text in damage)
+            raise CacheDamaged(
+                f"Expected the cache {self.directory} as it was written, got: {lines}. "
+                "Call repair() to make the damaged chunks again, or invalidate().",
+                chunks=[chunk for chunk, _ in damage if chunk is not None],
+            )
+
+    def repair(self) -> None:
+        """Makes damaged chunks again, and nothing else.
+
+        Raises:
+            CacheDamaged: The manifest itself is damaged: only `invalidate` helps.
+        """
+        files = self._files()
+        with files.locked(self._options["lock_timeout"]):
+            manifest = self._read_manifest(files)
+            damage = dict(self._damage(manifest, full=True))
+            if not damage:
+                return
+            if None in damage:
+                # Nothing that hangs on damaged metadata is believed.
+                files.remove(METADATA)
+            for chunk, entry in enumerate(manifest["chunks"]):
+                if chunk not in damage:
+                    files.write(ledger_name(chunk), seal({**entry, "chunk": chunk}))
+            files.remove(MANIFEST)
+        self._store = None
+        self._open()
+
+    def invalidate(self) -> None:
+        """Deletes this cache; the next read makes it anew.
+
+        Raises:
+            ValueError: The directory is no cache.
+            TimeoutError: Another process is writing it.
+        """
+        files = self._files()
+        with files.locked(self._options["lock_timeout"]):
+            names = files.names()
+            if names:
+                check_ours(names, self.directory)
+                files.remove()
+        self._store, self.num_failed = None, 0
+
+    def __repr__(self) -> str:
+        return f"CachedDataset({self.source!r}, {self.directory!r})"
+
+    def _files(self) -> AbstractFiles:
+        return open_files(self.cache_dir, f"{self._hash[:40]}-{self.format}")
+
+    def _open(self) -> AbstractStore:
+        if self._store is not None:
+            return self._store
+        files = self._files()
+        if files.size(MANIFEST) is None:
+            self._generate(files)
+        elif files.size(ledger_name(0)) is not None:
+            # The writer was killed between its last two acts.
+            with contextlib.suppress(TimeoutError, OSError), files.locked(0.0):
+                if files.size(MANIFEST) is not None:
+                    files.remove(LEDGER)
+        manifest = self._read_manifest(files)
+        layout = self._layout_of(manifest["layout"])
+        self._store = _STORES[self.format](layout, files)
+        self.num_failed = sum(entry["num_failed"] for entry in manifest["chunks"])
+        damage = self._damage(manifest, full=False)
+        if damage:
+            self._store = None
+            raise CacheDamaged(
+                f"Expected the cache {self.directory} as it was written, got: "
+                f"{damage[0][1]}. Call repair(), or invalidate().",
+                chunks=[chunk for chunk, _ in damage if chunk is not None],
+            )
+        return self._store
+
+    def _read_manifest(self, files: AbstractFiles) -> dict[str, Any]:
+        manifest = read_sealed(files, MANIFEST)
+        if manifest is None:
+            raise CacheDamaged(
+                f"Expected a whole manifest in {self.directory}, got a missing or "
+                f"damaged {MANIFEST}. Call invalidate() and generate again.",
+                chunks=[],
+            )
+        self._layout_of(manifest["layout"])
+        return manifest
+
+    def _damage(
+        self, manifest: dict[str, Any], *, full: bool
+    ) -> list[tuple[int | None, str]]:
+        files = self._files()
+        found: list[tuple[int | None, str]] = []
+        text = find_damage(files, manifest["metadata"], full=full)
+        if text is not None:
+            found.append((None, text))
+        layout = self._layout_of(manifest["layout"])
+        for chunk, entry in enumerate(manifest["chunks"]):
+            text = find_damage(files, entry["files"], full=full)
+            if text is not None:
+                start, stop = layout.rows(chunk)
+                found.append(
+                    (chunk, f"chunk {chunk} (rows {start} to {stop - 1}): {text}")
+                )
+        return found
+
+    def _layout_of(self, value: dict[str, Any]) -> Layout:
+        if value.get("schema") != SCHEMA:
+            raise ValueError(
+                f"Expected a cache of schema {SCHEMA} in {self.directory}, got schema "
+                f"{value.get('schema')}, of another version of trainax_pk. Call "
+                "invalidate(), or pass another cache_dir."
+            )
+        return Layout.from_json(value)
+
+    def _generate(self, files: AbstractFiles) -> None:
+        try:
+            files.make()
+            with files.locked(self._options["lock_timeout"]):
+                # Another process may have finished while this one waited.
+                if files.size(MANIFEST) is None:
+                    generate(
+                        self.source,
+                        files,
+                        plan_layout(
+                            self.source,
+                            self._spec,
+                            self._hash,
+                            self.format,
+                            self._options["chunk_size"],
+                            self._options["compression"],
+                        ),
+                        _STORES[self.format],
+                        self._layout_of,
+                        progress=self._options["progress"],
+                    )
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"Expected to write the cache {self.directory}, got: "
+                f"{error.strerror or error}. Chunks that were finished stay: make room "
+                "or pass another cache_dir, and call generate() again to go on",
+            ) from error

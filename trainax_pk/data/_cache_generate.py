@@ -1,0 +1,240 @@
+"""Makes a cache, or what is missing of it."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+from tqdm.auto import tqdm
+
+from trainax_pk.data._cache_files import AbstractFiles
+from trainax_pk.data._cache_manifest import (
+    HEADER,
+    LEDGER,
+    MANIFEST,
+    METADATA,
+    CacheDamaged,
+    Layout,
+    find_damage,
+    fingerprints,
+    ledger_name,
+    make_leaves,
+    read_sealed,
+    seal,
+)
+from trainax_pk.data._cache_store import AbstractStore, Rows
+
+# What a chunk holds: large enough for a disk's full speed, small enough to lose.
+_CHUNK_BYTES = 2**25
+
+
+def plan_layout(
+    source: Any,
+    spec: PyTree[Any],
+    content_hash: str,
+    format: str,
+    chunk_size: int | None,
+    compression: str | None,
+) -> Layout:
+    """How a new cache is laid out."""
+    leaves = make_leaves(spec)
+    if chunk_size is None:
+        row_bytes = max(1, sum(leaf.nbytes for leaf in leaves))
+        chunk_size = max(1, _CHUNK_BYTES // row_bytes)
+        block = getattr(source, "block_size", 1)
+        # Whole blocks, since a part of one costs as much; within the memory budget.
+        chunk_size = max(block, chunk_size // block * block)
+        chunk_size = min(chunk_size, getattr(source, "chunk_size", chunk_size))
+    return Layout(
+        content_hash,
+        format,
+        len(source),
+        min(chunk_size, len(source)),
+        compression,
+        leaves,
+    )
+
+
+def generate(
+    source: Any,
+    files: AbstractFiles,
+    wanted: Layout,
+    make_store: Callable[[Layout, AbstractFiles], AbstractStore],
+    read_layout: Callable[[dict[str, Any]], Layout],
+    *,
+    progress: bool,
+) -> None:
+    """Writes the chunks that are not whole, then the manifest. The lock is held.
+
+    The order is what makes it safe against an end at any instant: header, metadata of
+    the format, then for every chunk its files and a sealed note, then the manifest. Each
+    is durable before the next begins, and none is believed without its checksum.
+    """
+    layout = _begin(files, wanted, read_layout)
+    store = make_store(layout, files)
+    metadata = _create(files, store)
+    entries = _finished(files, layout)
+    missing = [c for c in range(layout.num_chunks) if c not in entries]
+    done = sum(_length(layout, c) for c in entries)
+    bar = tqdm(
+        total=layout.num_samples, initial=done, unit=" samples", disable=not progress
+    )
+    # One writer and one chunk in its hands: two chunks are open at a time, the one that
+    # is written and the one that is simulated.
+    with bar, ThreadPoolExecutor(1) as writer:
+        pending: tuple[int, Future] | None = None
+        for chunk in missing:
+            rows, num_failed = _simulate(source, layout, chunk)
+            _settle(pending, entries, bar, layout)
+            task = writer.submit(_write, store, files, chunk, rows, num_failed)
+            pending = chunk, task
+        _settle(pending, entries, bar, layout)
+    _commit(files, layout, metadata, entries)
+
+
+def check_ours(names: list[str], where: str) -> None:
+    """Refuses a folder that this package has not begun.
+
+    Raises:
+        ValueError: Files, but no header among them.
+    """
+    if HEADER not in names:
+        raise ValueError(
+            f"Expected {where} to be empty or a cache of trainax_pk, got other files, "
+            f"{names[:3]} among them. Pass another cache_dir."
+        )
+
+
+def _begin(
+    files: AbstractFiles, wanted: Layout, read_layout: Callable[[Any], Layout]
+) -> Layout:
+    # Temporary files of a writer that was killed are nobody's.
+    names = [n for n in files.names() if not n.rsplit("/", 1)[-1].startswith(".")]
+    if not names:
+        files.write(HEADER, seal(wanted.to_json()))
+        return wanted
+    where = files.url("").rstrip("/")
+    check_ours(names, where)
+    header = read_sealed(files, HEADER)
+    if header is None:
+        raise CacheDamaged(
+            f"Expected a whole {HEADER} in {where}, got a damaged one. Call "
+            "invalidate() and generate again.",
+            chunks=[],
+        )
+    layout = read_layout(header)
+    same = (layout.content_hash, layout.num_samples, layout.leaves) == (
+        wanted.content_hash,
+        wanted.num_samples,
+        wanted.leaves,
+    )
+    if not same:
+        raise ValueError(
+            f"Expected the cache {where} to be of this source, got one of another "
+            f"({layout.content_hash[:12]}, {layout.num_samples} samples). Call "
+            "invalidate(), or pass another cache_dir."
+        )
+    return layout
+
+
+def _create(files: AbstractFiles, store: AbstractStore) -> dict[str, list[int]]:
+    """Fingerprints of what belongs to no chunk; writes it if it is not whole."""
+    metadata = read_sealed(files, METADATA)
+    if metadata is None or find_damage(files, metadata, full=True):
+        # What chunks there are hang on it, so they go with it.
+        files.remove(LEDGER)
+        metadata = fingerprints(files, store.create())
+        files.write(METADATA, seal(metadata))
+    return metadata
+
+
+def _finished(files: AbstractFiles, layout: Layout) -> dict[int, dict[str, Any]]:
+    there = set(files.names())
+    found = {}
+    for chunk in range(layout.num_chunks):
+        name = ledger_name(chunk)
+        note = read_sealed(files, name) if name in there else None
+        if note is None or note.pop("chunk", None) != chunk:
+            continue
+        if find_damage(files, note["files"], full=True) is None:
+            found[chunk] = note
+    return found
+
+
+def _simulate(source: Any, layout: Layout, chunk: int) -> tuple[Rows, int]:
+    start, stop = layout.rows(chunk)
+    before = getattr(source, "num_failed", 0)
+    leaves = [np.asarray(x) for x in jax.tree.leaves(source[start:stop])]
+    got = [(x.shape, x.dtype.name) for x in leaves]
+    expected = [((stop - start, *x.shape), x.dtype) for x in layout.leaves]
+    if got != expected:
+        raise ValueError(
+            f"Expected rows {start} to {stop - 1} of the source with shapes and dtypes "
+            f"{expected}, got {got}. Every row of a dataset must be alike."
+        )
+    names = [leaf.name for leaf in layout.leaves]
+    failed = getattr(source, "num_failed", 0) - before
+    return dict(zip(names, leaves, strict=True)), failed
+
+
+def _write(
+    store: AbstractStore, files: AbstractFiles, chunk: int, rows: Rows, num_failed: int
+) -> dict[str, Any]:
+    names = store.write(chunk, rows)
+    note = {"files": fingerprints(files, names), "num_failed": num_failed}
+    files.write(ledger_name(chunk), seal({**note, "chunk": chunk}))
+    return note
+
+
+def _settle(
+    pending: tuple[int, Future] | None,
+    entries: dict[int, Any],
+    bar: Any,
+    layout: Layout,
+) -> None:
+    if pending is None:
+        return
+    chunk, task = pending
+    entries[chunk] = task.result()
+    bar.update(_length(layout, chunk))
+
+
+def _commit(
+    files: AbstractFiles,
+    layout: Layout,
+    metadata: dict[str, list[int]],
+    entries: dict[int, dict[str, Any]],
+) -> None:
+    chunks = [entries[c] for c in range(layout.num_chunks)]
+    own = {**metadata, **fingerprints(files, [HEADER, METADATA])}
+    expected = set(own).union(*(entry["files"] for entry in chunks))
+    for name in files.names():
+        # Left by a writer that was killed in the middle of a file.
+        if name not in expected and not name.startswith(f"{LEDGER}/"):
+            files.remove(name)
+    manifest = {"layout": layout.to_json(), "metadata": own, "chunks": chunks}
+    files.write(MANIFEST, seal(manifest))
+    files.remove(LEDGER)
+
+
+def _length(layout: Layout, chunk: int) -> int:
+    start, stop = layout.rows(chunk)
+    return stop - start
+
+
+def row_spec(source: Any) -> PyTree[Any]:
+    """Shapes and dtypes of one row, told by the source or seen in one."""
+    spec = getattr(source, "element_spec", None)
+    if spec is None:
+        row = source[0:1]
+        spec = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(np.shape(x)[1:], np.asarray(x).dtype), row
+        )
+    if not jax.tree.leaves(spec):
+        raise ValueError(
+            "Expected rows that hold arrays, got a PyTree without any. Pass a source of "
+            "arrays."
+        )
+    return spec

@@ -1,0 +1,187 @@
+"""What a cache says about itself, and how that is checked."""
+
+import dataclasses
+import json
+import re
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from trainax_pk.data._cache_files import AbstractFiles
+
+SCHEMA = 1
+HEADER = "header.json"
+METADATA = "metadata.json"
+MANIFEST = "manifest.json"
+LEDGER = "ledger"
+
+
+class CacheDamaged(RuntimeError):
+    """Stored data are not what was written.
+
+    Attributes:
+        chunks: Numbers of the damaged chunks; empty if the manifest itself is.
+
+    Example:
+        >>> from trainax_pk.data import CacheDamaged
+        >>> CacheDamaged("chunk 3 is damaged", chunks=[3]).chunks
+        [3]
+    """
+
+    def __init__(self, message: str, *, chunks: list[int]) -> None:
+        super().__init__(message)
+        self.chunks = chunks
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One array of a row.
+
+    Attributes:
+        name: Name in the store, of letters, digits, "_" and ".".
+        shape: Shape of a row.
+        dtype: Name of its dtype.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        """Entries of a row."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a row."""
+        return self.size * np.dtype(self.dtype).itemsize
+
+    @property
+    def stored_dtype(self) -> np.dtype:
+        """A dtype that every format knows: bfloat16 and its like travel as integers."""
+        dtype = np.dtype(self.dtype)
+        return dtype if dtype.kind in "biufc" else np.dtype(f"uint{8 * dtype.itemsize}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What is stored and how, fixed when a cache is begun.
+
+    Attributes:
+        content_hash: Of the source.
+        format: "zarr", "parquet" or "tfrecord".
+        num_samples: Rows.
+        chunk_size: Rows of a chunk; the last one may be shorter.
+        compression: Name of the codec, or None.
+        leaves: Arrays of a row.
+    """
+
+    content_hash: str
+    format: str
+    num_samples: int
+    chunk_size: int
+    compression: str | None
+    leaves: tuple[Leaf, ...]
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks, the last one included."""
+        return -(-self.num_samples // self.chunk_size)
+
+    def rows(self, chunk: int) -> tuple[int, int]:
+        """First row of a chunk, and the one after its last."""
+        start = chunk * self.chunk_size
+        return start, min(start + self.chunk_size, self.num_samples)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"schema": SCHEMA, **json.loads(json.dumps(dataclasses.asdict(self)))}
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "Layout":
+        """From what `to_json` gave."""
+        fields = {k: v for k, v in value.items() if k != "schema"}
+        leaves = [
+            Leaf(x["name"], tuple(x["shape"]), x["dtype"]) for x in value["leaves"]
+        ]
+        return Layout(**{**fields, "leaves": tuple(leaves)})
+
+
+def make_leaves(spec: PyTree[Any]) -> tuple[Leaf, ...]:
+    """Names, shapes and dtypes of the arrays of a row, in the order of the PyTree."""
+    leaves, names = [], set()
+    for path, x in jax.tree_util.tree_leaves_with_path(spec):
+        text = jax.tree_util.keystr(path)
+        # A pair is stored under the names of its halves.
+        text = re.sub(r"^\[0\]", "params", text)
+        text = re.sub(r"^\[1\]", "output", text)
+        base = re.sub(r"[^A-Za-z0-9_]+", ".", text).strip(".") or "data"
+        name = base
+        for i in range(2, len(names) + 3):
+            if name not in names:
+                break
+            name = f"{base}.{i}"
+        names.add(name)
+        leaves.append(Leaf(name, tuple(x.shape), np.dtype(x.dtype).name))
+    return tuple(leaves)
+
+
+def seal(value: dict[str, Any]) -> bytes:
+    """JSON in one canonical form, with a checksum of the rest."""
+    body = _canonical(value)
+    return _canonical({**value, "checksum": f"{zlib.crc32(body):08x}"})
+
+
+def unseal(content: bytes) -> dict[str, Any] | None:
+    """What `seal` was given, or None if a single byte differs."""
+    try:
+        value = json.loads(content)
+        value.pop("checksum")
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return None
+    # Bytes, not values: JSON has several spellings of one value.
+    return value if seal(value) == content else None
+
+
+def read_sealed(files: AbstractFiles, name: str) -> dict[str, Any] | None:
+    """Content of a sealed file, None if there is none or it is damaged."""
+    try:
+        return unseal(files.read(name))
+    except FileNotFoundError:
+        return None
+
+
+def fingerprints(files: AbstractFiles, names: list[str]) -> dict[str, list[int]]:
+    """Size and checksum of files, as they lie there."""
+    return {name: [files.size(name), files.checksum(name)] for name in names}
+
+
+def find_damage(
+    files: AbstractFiles, expected: dict[str, list[int]], *, full: bool
+) -> str | None:
+    """The first file that is not as it was written, and how; None if all are.
+
+    Without `full` sizes alone are compared.
+    """
+    for name, (size, checksum) in expected.items():
+        found = files.size(name)
+        if found is None:
+            return f"{name} is missing"
+        if found != size:
+            return f"{name} has {found} bytes, {size} were written"
+        if full and files.checksum(name) != checksum:
+            return f"{name} has another checksum than what was written"
+    return None
+
+
+def ledger_name(chunk: int) -> str:
+    """File that says that a chunk is whole."""
+    return f"{LEDGER}/{chunk:08d}.json"
+
+
+def _canonical(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, sort_keys=True, indent=1) + "\n").encode()
