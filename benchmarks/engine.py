@@ -111,7 +111,7 @@ def rows() -> list[Row]:
         )
         for r, n in ((1, 100_000), (5, 100_000), (20, 100_000))
     ]
-    for width, depth, n in ((32, 3, 5_000), (160, 8, 300)):
+    for width, depth, n in ((32, 3, 20_000), (160, 8, 1_000)):
         mlp = eqx.nn.MLP(3, 3, width, depth, key=KEY)
         out.append(
             Row(f"MLP {width}x{depth}, Lorenz", lorenz, mlp, _mlp, None, 1, 64, n)

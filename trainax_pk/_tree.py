@@ -12,7 +12,16 @@ from jaxtyping import Array, Float, PyTree
 def global_norm_squared(tree: PyTree[Any]) -> Float[Array, ""]:
     """Sum of |x|² over all entries of all inexact leaves."""
     leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))
-    return sum((jnp.sum(jnp.real(x * jnp.conj(x))) for x in leaves), jnp.zeros(()))
+    return sum((_sum_of_squares(x) for x in leaves), jnp.zeros(()))
+
+
+def _sum_of_squares(x: Array) -> Float[Array, ""]:
+    squares = jnp.real(x * jnp.conj(x))
+    if x.ndim < 2 or x.size < 256:
+        return jnp.sum(squares)
+    # Left whole, XLA sums a small matrix on a CPU one entry after another; columns are
+    # summed side by side, in a tenth of the time, if the barrier keeps the sums apart.
+    return jnp.sum(jax.lax.optimization_barrier(jnp.sum(squares, axis=0)))
 
 
 def global_norm(tree: PyTree[Any]) -> Float[Array, ""]:
@@ -29,12 +38,16 @@ def global_norm(tree: PyTree[Any]) -> Float[Array, ""]:
             largest = jnp.maximum(largest, jnp.max(jnp.abs(leaf)))
     largest = jax.lax.stop_gradient(largest)
     unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
-    scaled = [x / unit.astype(x.real.dtype) for x in leaves]
-    total = global_norm_squared(scaled)
+    return unit * plain_norm([x / unit.astype(x.real.dtype) for x in leaves])
+
+
+def plain_norm(tree: PyTree[Any]) -> Float[Array, ""]:
+    """`global_norm` without its scaling: for half the cost, squares may overflow."""
+    total = global_norm_squared(tree)
     positive = total > 0
     root = jnp.sqrt(jnp.where(positive, total, 1.0))
     # NaN is not positive, and must not become 0.
-    return jnp.where(total == 0, 0.0, unit * jnp.where(positive, root, total))
+    return jnp.where(positive, root, jnp.where(total == 0, 0.0, total))
 
 
 def select(condition: Array, on_true: PyTree[Any], on_false: PyTree[Any]) -> PyTree:

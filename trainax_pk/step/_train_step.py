@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from trainax_pk._stepper import state_of
-from trainax_pk._tree import global_norm, select
+from trainax_pk._tree import global_norm, plain_norm, select
 from trainax_pk.configuration import AbstractConfiguration, Aux, at_step
 from trainax_pk.step._accumulate import mean_loss, mean_value_and_grad
 from trainax_pk.step._devices import average, per_device
@@ -103,6 +103,9 @@ def make_train_step(
     check_options(configuration, optimizer, accumulate, max_grad_norm, compute_dtype)
     check_policies(ema_decay, nonfinite, axis_name)
     update_rule = optax.with_extra_args_support(optimizer)
+    # Where nothing is decided by it, the norm may overflow before its entries do.
+    only_reported = nonfinite == "ignore" and max_grad_norm is None
+    norm_of = plain_norm if only_reported else global_norm
 
     def step(state: TrainState, batch: PyTree[Array]) -> tuple[TrainState, Info]:
         _check_average(state, ema_decay)
@@ -117,7 +120,7 @@ def make_train_step(
             axis_name,
         )
         loss, aux, grads = objective.value_and_grad(state.params)
-        grad_norm = global_norm(grads)
+        grad_norm = norm_of(grads)
         if max_grad_norm is not None:
             # The quotient of two numbers of which neither can be 0.
             scale = max_grad_norm / jnp.maximum(grad_norm, max_grad_norm)
