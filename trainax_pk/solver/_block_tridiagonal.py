@@ -33,12 +33,13 @@ class BlockTridiagonal(lx.AbstractLinearSolver):
     Example:
         >>> import jax, jax.numpy as jnp, lineax as lx
         >>> from trainax_pk.solver import BlockTridiagonal
-        >>> def a(x):  # -x'' + x, at 4 times of 1 entry
-        ...     return 3 * x - jnp.pad(x[1:], ((0, 1), (0, 0))) - jnp.pad(
-        ...         x[:-1], ((1, 0), (0, 0)))
+        >>> def a(x):  # x − x'' at 4 times of 1 entry
+        ...     wide = jnp.pad(x, ((1, 1), (0, 0)))
+        ...     return 3 * x - wide[2:] - wide[:-2]
+        >>> x = jnp.arange(4.0)[:, None]
         >>> spd = lx.positive_semidefinite_tag
-        >>> operator = lx.FunctionLinearOperator(a, jax.eval_shape(lambda: jnp.ones((4, 1))), spd)
-        >>> b = a(jnp.arange(4.0)[:, None])
+        >>> operator = lx.FunctionLinearOperator(a, jax.eval_shape(lambda: x), spd)
+        >>> b = a(x)
         >>> x = lx.linear_solve(operator, b, BlockTridiagonal()).value
         >>> [round(float(v), 4) for v in x[:, 0]]
         [0.0, 1.0, 2.0, 3.0]

@@ -112,6 +112,19 @@ def whitener(
     return lambda w: _forward(factor, w)
 
 
+def square_root(
+    name: str, covariance: Any, shape: tuple[int, ...], dtype: Any
+) -> Whitener:
+    """`v -> L v`, L Lᵀ = covariance, for vectors of a shape; see `whitener`."""
+    array = _checked_covariance(name, covariance, shape, dtype)
+    if array.shape in ((), shape):
+        deviation = jnp.broadcast_to(jnp.sqrt(array), shape)
+        return lambda v: deviation * v
+    factor = jnp.linalg.cholesky(array)
+    _check_factor(name, factor)
+    return lambda v: (factor @ v.reshape(-1)).reshape(v.shape)
+
+
 def masked_whitener(covariance: Any, mask: Array, dtype: Any) -> Whitener:
     """`w -> L⁻¹ w` for the observed entries of a window; 0 in the gaps.
 
