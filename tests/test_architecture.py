@@ -159,13 +159,18 @@ def test_no_import_inside_a_function():
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        ("matplotlib", {"trainax_pk.demo._pictures"}),
-        ("tqdm", {"trainax_pk.trainer", "trainax_pk.compat"}),
+        ("matplotlib", {"trainax_pk.demo._pictures", "trainax_pk.adjoint._report_plot"}),
+        ("tqdm", {"trainax_pk.trainer", "trainax_pk.compat", "trainax_pk.data"}),
+        # Loaded by name where they are needed, see data/_extras.py.
+        ("zarr", set()),
+        ("google_crc32c", set()),
+        ("pyarrow", set()),
+        ("fsspec", set()),
         ("exponax", {"trainax_pk.sample_data"}),
         ("trainax", set()),
         ("apebench", set()),
         ("pdequinox", set()),
-        ("diffrax", set()),
+        ("diffrax", {"trainax_pk.adjoint"}),
         ("optimistix", {"trainax_pk.adjoint", "trainax_pk.solver"}),
         ("lineax", {"trainax_pk.adjoint", "trainax_pk.solver"}),
     ],
@@ -254,6 +259,9 @@ def test_everything_public_is_documented_with_an_example():
         for name in sorted(names):
             thing = getattr(module, name)
             if not callable(thing) or inspect.ismodule(thing):
+                continue
+            # Other packages' classes are documented where they are from.
+            if not thing.__module__.startswith("trainax_pk"):
                 continue
             if not _has_example(thing):
                 missing.append(f"{where}.{name}")

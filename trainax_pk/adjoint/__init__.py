@@ -1,20 +1,35 @@
 """How a loop is differentiated: what is stored, recomputed or cut."""
 
+from diffrax import BacksolveAdjoint
+from optimistix import ImplicitAdjoint
+
 from trainax_pk.adjoint._base import AbstractAdjoint, bounded_while_loop
 from trainax_pk.adjoint._direct import DirectAdjoint
 from trainax_pk.adjoint._iterate import iterate, to_solver_adjoint
 from trainax_pk.adjoint._k_step import KStepAdjoint, OneStepAdjoint
+from trainax_pk.adjoint._ode import solve_ode
+from trainax_pk.adjoint._probe import probe_checkpointed_gradients
 from trainax_pk.adjoint._recursive_checkpoint import RecursiveCheckpointAdjoint
-from trainax_pk.adjoint._specs import to_rollout_adjoint
+from trainax_pk.adjoint._specs import (
+    to_diffrax_adjoint,
+    to_optimistix_adjoint,
+    to_rollout_adjoint,
+)
 
 __all__ = [
     "AbstractAdjoint",
+    "BacksolveAdjoint",
     "DirectAdjoint",
+    "ImplicitAdjoint",
     "KStepAdjoint",
     "OneStepAdjoint",
     "RecursiveCheckpointAdjoint",
-    "iterate",
     "bounded_while_loop",
+    "iterate",
+    "probe_checkpointed_gradients",
+    "solve_ode",
+    "to_diffrax_adjoint",
+    "to_optimistix_adjoint",
     "to_rollout_adjoint",
     "to_solver_adjoint",
 ]
