@@ -1,0 +1,189 @@
+"""The report of the Lorenz benchmark, from the results that were kept."""
+
+import statistics
+from typing import Any
+
+from benchmarks._harness import report, table
+from benchmarks._lorenz_classical import MODEL_ERR, NUM_WINDOWS
+from benchmarks._lorenz_data import CASES
+from benchmarks._lorenz_learned import NUM_ITERATIONS, SETTINGS
+
+Rows = dict[str, dict[str, Any]]
+BOUND_SPEED, BOUND_ERROR = 2.5, 1.10
+
+
+def write(rows: Rows) -> None:
+    """Writes the Markdown report."""
+    parts = [_note()]
+    for case, setting in CASES.items():
+        parts += [f"## {setting.title}", _case_table(rows, case)]
+        trend = _trend(rows, case)
+        if trend:
+            parts.append(trend)
+    speeds = _speed(rows)
+    if speeds:
+        parts += ["## Speed of training by adjoint", speeds]
+    question = (
+        "What does a learned solver reach on Lorenz windows, beside classical ones?"
+    )
+    report("lorenz_assimilation", question, "\n\n".join(parts), _verdicts(rows))
+
+
+def learned(rows: Rows, case: str) -> dict[str, list[dict[str, Any]]]:
+    """Runs over seeds by adjoint."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, row in rows.items():
+        kind, *rest = name.split("/")
+        if kind == case and rest[0].startswith("4DVarNet, "):
+            found.setdefault(rest[0].removeprefix("4DVarNet, "), []).append(row)
+    return found
+
+
+def _note() -> str:
+    sizes = "; ".join(
+        f"{c.title}: {s.hidden} channels, taps {s.kernel} along {s.along}, "
+        f"{s.updates} updates of {s.batch} of {c.num_train} windows"
+        for c, s in zip(CASES.values(), SETTINGS.values(), strict=True)
+    )
+    costly = ", ".join(f"{CASES[n].title} {k}" for n, k in NUM_WINDOWS.items())
+    return f"""Windows of 200 steps, cut from one long run of the true model; the first and
+last 10 steps are never observed, noise variance 2. Lorenz-63: dt 0.01, observed every 8
+steps. Lorenz-96: 40 variables, F = 8, dt 0.05, observed every 4 steps at a random 20 of
+40. Mean squared error in physical units, mean over components, over the whole window and
+over its interior (steps 10 to 190).
+
+4DVarNet: K = {NUM_ITERATIONS} modulated gradient steps from linear interpolation, prior
+the true model, convolutional LSTM ({sizes}). Three seeds (weights and order of the
+data): mean ± standard deviation. Nothing was tuned on test windows; gradient descent's
+weight was chosen on training windows.
+
+Strong and weak 4D-Var: Levenberg-Marquardt in double precision with the climate as
+background of the first state, from linear interpolation or the first state of weak
+4D-Var; weak: model error variance {MODEL_ERR} a step. The ensemble Kalman smoother (square
+root form, not localised, started from the climate) is what a smoother reaches. These
+methods and the smoother ran on the first test windows ({costly}), others on all 2,000
+or 256.
+
+Times are seconds of processor time, which other processes on the machine do not change
+much; of a second call where one compiles."""
+
+
+def _case_table(rows: Rows, case: str) -> str:
+    header = ("method", "whole window", "interior", "time", "converged")
+    lines = []
+    for name, row in rows.items():
+        kind, *rest = name.split("/")
+        if kind == case and len(rest) == 1 and "whole" in row:
+            converged = f"{row['converged']:.0%}" if "converged" in row else ""
+            lines.append(
+                (
+                    row["whole"],
+                    (
+                        rest[0],
+                        f"{row['whole']:.3f}",
+                        f"{row['interior']:.3f}",
+                        f"{row['cpu_ms_per_window']:.2f} ms/window",
+                        converged,
+                    ),
+                )
+            )
+    for adjoint, runs in learned(rows, case).items():
+        whole = [r["whole"] for r in runs]
+        seconds = statistics.mean(r["train_cpu_seconds"] for r in runs)
+        solve = statistics.mean(r["cpu_ms_per_window"] for r in runs)
+        cells = (
+            f"4DVarNet, {adjoint}",
+            _spread(whole),
+            _spread([r["interior"] for r in runs]),
+            f"{solve:.2f} ms/window after {seconds:.0f} s of training",
+            f"{len(runs)} seeds",
+        )
+        lines.append((statistics.mean(whole), cells))
+    lines.sort(key=lambda line: -line[0])
+    return table(header, [cells for _, cells in lines])
+
+
+def _spread(values: list[float]) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.3f} ± {deviation:.3f}"
+
+
+def _trend(rows: Rows, case: str) -> str:
+    found = {
+        int(name.split("/")[2]): row
+        for name, row in rows.items()
+        if name.startswith(f"{case}/trend/")
+    }
+    full = rows.get(f"{case}/4DVarNet, direct/0")
+    if not found or full is None:
+        return ""
+    found[full["num_windows"]] = full
+    cells = [(n, f"{r['whole']:.3f}", f"{r['interior']:.3f}") for n, r in found.items()]
+    header = ("training windows (direct, seed 0)", "whole window", "interior")
+    return table(header, sorted(cells))
+
+
+def _speed(rows: Rows) -> str:
+    found = {
+        CASES[name.split("/")[0]].title: row
+        for name, row in rows.items()
+        if name.endswith("/speed")
+    }
+    if not found:
+        return ""
+    adjoints = next(iter(found.values()))["ms"]
+    header = ("gradient of a batch, ms (direct's time over it)", *adjoints)
+    return table(
+        header,
+        [
+            (
+                title,
+                *(
+                    f"{row['ms'][a]:.0f} ({row['direct_over'][a]:.2f})"
+                    for a in adjoints
+                ),
+            )
+            for title, row in found.items()
+        ],
+    )
+
+
+def _verdicts(rows: Rows) -> str:
+    lines = []
+    for case, setting in CASES.items():
+        runs = learned(rows, case)
+        if "direct" not in runs:
+            continue
+        lines += _case_verdicts(rows, case, runs, setting)
+    return "\n".join(lines)
+
+
+def _case_verdicts(rows: Rows, case: str, runs: Any, setting: Any) -> list[str]:
+    best = statistics.mean(r["whole"] for r in runs["direct"])
+    lines = [
+        f"- {setting.title}: 4DVarNet (direct) {best:.3f}, at most {setting.target} "
+        f"wanted: {_met(best <= setting.target)}."
+    ]
+    for method in ("gradient descent", "strong 4D-Var", "weak 4D-Var"):
+        row = rows.get(f"{case}/{method}")
+        if row:
+            wanted = "" if method == "weak 4D-Var" else " (wanted)"
+            lines.append(
+                f"- {setting.title}: below {method}{wanted}, {row['whole']:.3f}: "
+                f"{'yes' if best < row['whole'] else '**no**'}."
+            )
+    speed = rows.get(f"{case}/speed")
+    if speed and "one-step" in runs:
+        faster = speed["direct_over"]["one-step"]
+        error = statistics.mean(r["whole"] for r in runs["one-step"]) / best
+        lines += [
+            f"- {setting.title}, K = {NUM_ITERATIONS}: one-step is {faster:.2f} times as "
+            f"fast as direct, {BOUND_SPEED} wanted: {_met(faster >= BOUND_SPEED)}; its "
+            f"test error is {error:.2f} of direct's, at most {BOUND_ERROR} wanted: "
+            f"{_met(error <= BOUND_ERROR)}."
+        ]
+    return lines
+
+
+def _met(condition: bool) -> str:  # noqa: FBT001
+    return "met" if condition else "**missed**"

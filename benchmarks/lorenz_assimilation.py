@@ -1,0 +1,79 @@
+"""What does a learned solver reach on Lorenz windows, beside classical methods?
+
+python -m benchmarks.lorenz_assimilation [--cases l63_all …] [--only classical …]
+
+Each result is kept in `results/lorenz_assimilation_<hardware>.json` as soon as it is
+there; what is kept is not computed again. `--report` writes the report from it.
+"""
+
+import argparse
+import json
+from typing import Any
+
+from benchmarks import _lorenz_report
+from benchmarks._harness import RESULTS, hardware
+from benchmarks._lorenz_classical import METHODS, run_classical
+from benchmarks._lorenz_data import CASES
+from benchmarks._lorenz_learned import ADJOINTS, train
+from benchmarks._lorenz_speed import compare_speed
+
+SEEDS = (0, 1, 2)
+TREND = (500, 2_000)
+PARTS = ("classical", "learned", "trend", "speed")
+
+
+def main() -> None:
+    """Runs what is missing, or writes the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", nargs="*", choices=[*CASES], default=[*CASES])
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
+    parser.add_argument("--report", action="store_true")
+    args = parser.parse_args()
+    if args.report:
+        _lorenz_report.write(_load())
+        return
+    for name, run in _tasks(args).items():
+        if name in _load():
+            continue
+        row = run()
+        # Read again: another process may have added rows in the meantime.
+        kept = _load() | {name: row}
+        _path().write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+        print(name, row, flush=True)
+
+
+def _tasks(args: argparse.Namespace) -> dict[str, Any]:
+    tasks: dict[str, Any] = {}
+    for case in args.cases:
+        if "classical" in args.only:
+            for method in METHODS:
+                tasks[f"{case}/{method}"] = lambda c=case, m=method: run_classical(c, m)
+        most = CASES[case].num_train
+        if "learned" in args.only:
+            for adjoint in ADJOINTS:
+                for seed in args.seeds:
+                    tasks[f"{case}/4DVarNet, {adjoint}/{seed}"] = (
+                        lambda c=case, a=adjoint, s=seed: train(c, a, s, most)
+                    )
+        if "trend" in args.only:
+            for count in TREND:
+                if count < most:
+                    tasks[f"{case}/trend/{count}"] = lambda c=case, n=count: train(
+                        c, "direct", 0, n
+                    )
+        if "speed" in args.only:
+            tasks[f"{case}/speed"] = lambda c=case: compare_speed(c)
+    return tasks
+
+
+def _path() -> Any:
+    return RESULTS / f"lorenz_assimilation_{hardware()}.json"
+
+
+def _load() -> dict[str, Any]:
+    return json.loads(_path().read_text()) if _path().exists() else {}
+
+
+if __name__ == "__main__":
+    main()
