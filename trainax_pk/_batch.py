@@ -197,8 +197,3 @@ def check_batch(batch: Any, kind: type, who: str) -> None:
             f"Expected {who} to get a {kind.__name__}, got {type(batch).__name__}. "
             f"Pass tx.{kind.__name__}(input, mask, target)."
         )
-
-
-def described(batch: Any) -> str:
-    """Shapes of a batch, for error messages."""
-    return str(jax.tree.map(lambda x: list(x.shape), batch))

@@ -25,7 +25,8 @@ class FixedPoint(eqx.Module):
     Attributes:
         state: x*, `(B, T, ...)`.
         num_steps: Steps taken, `(B,)`.
-        residual: max |T(x*) − x*|, `(B,)`: the length of the step not taken.
+        residual: max |T(x*) − x*|, `(B,)`: the length of the step not taken; infinite
+            where the iteration blew up.
         converged: Whether the tolerance was met within `max_steps`, `(B,)`.
     """
 
@@ -176,6 +177,8 @@ def _solve(
         )  # fmt: skip
         x = jax.lax.stop_gradient(found.value)
         residual = jax.lax.stop_gradient(jnp.max(jnp.abs(advance(x, None) - x)))
+        # What has blown up is far from a solution, and compares as such.
+        residual = jnp.where(jnp.isnan(residual), jnp.inf, residual)
         return FixedPoint(
             found.value,
             found.stats["num_steps"],

@@ -56,9 +56,10 @@ class DynamicalPrior(AbstractPrior):
     doi:10.1256/qj.05.224). States may be standardised, z = (u − offset) / scale, while
     the stepper works on u.
 
-    A stepper with arrays (a network) is trained along with the rest; `offset`, `scale`
-    and the weights are not. Compute is `num_steps` calls of the stepper at each time,
-    all times at once.
+    A stepper with arrays (a network) is trained along with the rest. The derivative with
+    respect to `offset`, `scale` and the weights is 0, so that they stay (exclude them by
+    `trainable` where the optimizer decays weights). Compute is `num_steps` calls of the
+    stepper at each time, all times at once.
 
     Attributes:
         stepper: `u -> u_next` on one state, such as
