@@ -144,6 +144,11 @@ def test_diffrax_against_the_closed_form_and_as_a_stepped_model():
     assert isinstance(stepped, ForwardModel)
     _, trajectory = SimulationDataset(stepped, prior, 4, num_steps=4)[:]
     np.testing.assert_allclose(trajectory[:, [1, 2, 4]], exact, rtol=1e-6)
+    # Differentiated, it takes the project's adjoints.
+    fixed = {"args": 2.0, "dt0": 0.05, "adjoint": tx.RecursiveCheckpointAdjoint()}
+    model = DiffraxModel(decay, diffrax.Tsit5(), dt=1.0, **fixed)
+    slope = jax.grad(lambda y: model.step(y, model.dt))(jnp.array(3.0))
+    np.testing.assert_allclose(slope, np.exp(-2), rtol=1e-6)
     # Too few steps are a failure of the sample, not of the program.
     starved = DiffraxModel(decay, diffrax.Tsit5(), dt=9.0, max_steps=2, **options)
     with pytest.raises(FloatingPointError, match="4 of 4 samples"):
@@ -354,6 +359,31 @@ def test_training_on_fresh_simulations_learns_the_model():
     assert len(set(np.asarray(loss[:20]).tolist())) == 20
 
 
+def test_a_trainer_takes_datasets_as_they_are():
+    decay = StepperModel(lambda u: jnp.roll(u, 1) * 0.8, dt=1.0)
+    prior, options = Normal(jnp.zeros(4), 1.0), {"num_steps": 2}
+    model = eqx.nn.Linear(4, 4, use_bias=False, key=jax.random.key(0))
+    fresh = SimulationDataset(decay, prior, on_the_fly=True, **options)
+    finite = SimulationDataset(decay, prior, 40, **options)
+
+    def train(data, steps=2, **more):
+        trainer = tx.trainer.Trainer(
+            data, tx.configuration.Supervised(steps), optimizer=optax.adam(3e-2),
+            num_training_steps=150, batch_size=16, progress=False, **more,
+        )  # fmt: skip
+        return trainer(model, key=jax.random.key(1))
+
+    for data in (fresh, finite):
+        trained, history = train(data)
+        assert float(history.loss[-1]) < 0.01 * float(history.loss[0])
+    by_hand, _ = train(finite.trajectories())
+    np.testing.assert_array_equal(by_hand.weight, trained.weight)
+    with pytest.raises(ValueError, match="simulations of 2 times.*got 3"):
+        train(fresh, steps=1)
+    with pytest.raises(ValueError, match="window_stride=1"):
+        train(fresh, window_stride=2)
+
+
 def test_an_emulator_replaces_the_model_that_it_was_trained_on():
     model, _ = train_on_the_fly("loop")
     prior = Normal(jnp.zeros(4), 1.0)
@@ -414,6 +444,12 @@ REFUSED = [
     (lambda: Parametric(None), "`build` to be callable"),
     (lambda: DiffraxModel(grows, diffrax.Tsit5(), dt0=0.1), "exactly one of"),
     (lambda: DiffraxModel(grows, diffrax.Tsit5(), dt=1.0), "`dt0` for constant steps"),
+    (
+        lambda: DiffraxModel(
+            grows, diffrax.Tsit5(), dt=1.0, dt0=0.1, adjoint=tx.KStepAdjoint(2)
+        ),
+        "adjoint of the ODE layer",
+    ),
     (
         lambda: DiffraxModel(grows, diffrax.Tsit5(), save_times=(1.0, 0.5), dt0=0.1),
         "increasing times",

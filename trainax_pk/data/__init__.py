@@ -1,7 +1,15 @@
-"""Data: trajectories, windows, order and splits; simulations, priors and caches."""
+"""Data: trajectories, windows, order, splits; simulations, priors, caches, catalogs."""
 
 from trainax_pk.data._cache import CachedDataset
 from trainax_pk.data._cache_manifest import CacheDamaged
+from trainax_pk.data._catalog import CatalogDataset
+from trainax_pk.data._catalog_patches import (
+    AbstractPatches,
+    RandomPatches,
+    RegularPatches,
+)
+from trainax_pk.data._catalog_statistics import Normalisation, fit_normalisation
+from trainax_pk.data._catalog_table import Catalog
 from trainax_pk.data._forward import (
     ForwardModel,
     Observation,
@@ -32,10 +40,13 @@ from trainax_pk.data._windows import WindowLayout, Windows
 
 __all__ = [
     "AbstractOrder",
+    "AbstractPatches",
     "AbstractPrior",
     "BoxUniform",
     "CacheDamaged",
     "CachedDataset",
+    "Catalog",
+    "CatalogDataset",
     "DiffraxModel",
     "Empirical",
     "ForwardModel",
@@ -44,13 +55,16 @@ __all__ = [
     "LogUniform",
     "MultivariateNormal",
     "Normal",
+    "Normalisation",
     "Observation",
     "Observed",
     "Parametric",
     "Product",
+    "RandomPatches",
+    "RegularPatches",
+    "Samples",
     "SequentialOrder",
     "ShuffledOrder",
-    "Samples",
     "Simulated",
     "SimulatedWindows",
     "SimulationDataset",
@@ -61,6 +75,7 @@ __all__ = [
     "Windows",
     "as_items",
     "as_trajectories",
+    "fit_normalisation",
     "hash_content",
     "split_by_time",
     "split_by_trajectory",

@@ -30,7 +30,7 @@ from trainax_pk.data._cache_manifest import (
 )
 from trainax_pk.data._cache_store import AbstractStore
 from trainax_pk.data._parquet_store import ParquetStore
-from trainax_pk.data._simulation import as_rows, is_endless
+from trainax_pk.data._simulation_plan import as_rows, is_endless
 from trainax_pk.data._tfrecord_store import TFRecordStore
 from trainax_pk.data._trajectories import Trajectories
 from trainax_pk.data._zarr_store import ZarrStore
@@ -157,6 +157,11 @@ class CachedDataset:
         """That of the source: the same data."""
         return self._hash
 
+    @property
+    def num_times(self) -> int | None:
+        """Times of a trajectory of the source, None if it holds none."""
+        return getattr(self.source, "num_times", None)
+
     def with_split(self, split: str) -> "CachedDataset":
         """The cache of another split of the source.
 
@@ -208,7 +213,7 @@ class CachedDataset:
         Raises:
             ValueError: The source holds no trajectories.
         """
-        if getattr(self.source, "num_times", None) is None:
+        if self.num_times is None:
             raise ValueError(
                 "Expected a source of trajectories, got one of single outputs. Pass "
                 "num_steps to the SimulationDataset."

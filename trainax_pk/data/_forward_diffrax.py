@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from trainax_pk._tree import check_count
+from trainax_pk.adjoint import solve_ode, to_diffrax_adjoint
 from trainax_pk.data._extras import load
 from trainax_pk.data._forward import Observed, check_time
 
@@ -31,14 +32,14 @@ class DiffraxModel(eqx.Module):
         args: PyTree handed to the vector field.
         dt0: First inner step; None lets an adaptive controller choose.
         stepsize_controller: A diffrax controller, None for constant steps.
-        adjoint: A diffrax adjoint, None for diffrax's default.
+        adjoint: Adjoint of the ODE layer, as for `tx.adjoint.solve_ode`, for who
+            differentiates through the model; None for diffrax's default.
         max_steps: Most inner steps of one solve.
         state_signature: As in `ForwardModel`.
 
     Raises:
         ValueError: Not exactly one of `dt` and `save_times`, times that do not
-            increase, no `dt0` for constant steps.
-        ImportError: diffrax is not installed (`trainax_pk[ode]`).
+            increase, no `dt0` for constant steps, an adjoint of another layer.
 
     Source: Kidger 2021, arXiv:2202.02435.
 
@@ -68,7 +69,8 @@ class DiffraxModel(eqx.Module):
     state_signature: Any = eqx.field(default=None, static=True, kw_only=True)
 
     def __check_init__(self) -> None:
-        load("diffrax", "ode")
+        if self.adjoint is not None:
+            to_diffrax_adjoint(self.adjoint)
         if (self.dt is None) == (self.save_times is None):
             raise ValueError(
                 f"Expected exactly one of `dt` and `save_times`, got dt={self.dt} and "
@@ -88,13 +90,13 @@ class DiffraxModel(eqx.Module):
         """The solution at the save times, leaves `(num_save_times, ...)`."""
         if self.save_times is None:
             return self.step(y0, self.dt)
-        diffrax = load("diffrax", "ode")
+        diffrax = load("diffrax")
         times = jnp.asarray(self.save_times)
         return self._solve(y0, self.save_times[-1], diffrax.SaveAt(ts=times))
 
     def step(self, state: PyTree[Array], dt: Any) -> PyTree[Array]:
         """The state after the time `dt`."""
-        diffrax = load("diffrax", "ode")
+        diffrax = load("diffrax")
         ys = self._solve(state, dt, diffrax.SaveAt(t1=True))
         return jax.tree.map(lambda y: y[0], ys)
 
@@ -103,20 +105,24 @@ class DiffraxModel(eqx.Module):
         return Observed(self, observe)
 
     def _solve(self, y0: PyTree[Array], t1: Any, saveat: Any) -> PyTree[Array]:
-        diffrax = load("diffrax", "ode")
+        diffrax = load("diffrax")
         field = self.vector_field
         term = (
             field if isinstance(field, diffrax.AbstractTerm) else diffrax.ODETerm(field)
         )
-        options = {} if self.adjoint is None else {"adjoint": self.adjoint}
-        solution = diffrax.diffeqsolve(
+        # Values are diffrax's in either case; what simulates only need not know how
+        # the gradients would be made.
+        plain = self.adjoint is None
+        solve = diffrax.diffeqsolve if plain else solve_ode
+        options = {} if plain else {"adjoint": self.adjoint}
+        solution = solve(
             term,
             self.solver,
-            t0=0.0,
-            t1=t1,
-            dt0=self.dt0,
-            y0=y0,
-            args=self.args,
+            0.0,
+            t1,
+            self.dt0,
+            y0,
+            self.args,
             saveat=saveat,
             stepsize_controller=self.stepsize_controller or diffrax.ConstantStepSize(),
             max_steps=self.max_steps,

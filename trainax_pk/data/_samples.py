@@ -11,6 +11,9 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from trainax_pk._batch import is_batch
+from trainax_pk.data._cache import CachedDataset
+from trainax_pk.data._simulation import SimulationDataset
+from trainax_pk.data._simulation_windows import SimulatedWindows
 from trainax_pk.data._trajectories import Trajectories, as_trajectories
 from trainax_pk.data._windows import Residency, Windows, resolve_residency
 
@@ -142,18 +145,19 @@ class Samples(eqx.Module):
 
 
 def as_items(
-    data: Samples | Trajectories | PyTree[Any],
+    data: Samples | Trajectories | SimulationDataset | CachedDataset | PyTree[Any],
     num_rollout_steps: Any,
     *,
     stride: int = 1,
     only_initial: bool = False,
     residency: Residency = "auto",
-) -> Samples | Windows:
+) -> Samples | Windows | SimulatedWindows:
     """What a trainer takes its batches from: samples as they are, else windows.
 
     Args:
-        data: `Samples`, a `Batch1D` or `Batch2D` of all data, `Trajectories`, or leaves
-            `(num_samples, num_times, ...)`.
+        data: `Samples`, a `Batch1D` or `Batch2D` of all data, `Trajectories`, leaves
+            `(num_samples, num_times, ...)`, or a dataset of simulations, stored or on
+            the fly.
         num_rollout_steps: `trajectories -> steps of a window`, for trajectories.
         stride: Distance between the first times of windows.
         only_initial: As for `Windows`.
@@ -172,6 +176,11 @@ def as_items(
         >>> len(as_items(jnp.ones((4, 11, 3)), lambda trajectories: 2))
         36
     """
+    if isinstance(data, SimulationDataset) and data.on_the_fly:
+        return data.windows(num_rollout_steps, stride=stride)
+    if isinstance(data, SimulationDataset | CachedDataset):
+        pairs = data.num_times is None
+        data = Samples(data[:], residency=residency) if pairs else data.trajectories()
     if not (isinstance(data, Samples) or is_batch(data)):
         trajectories = as_trajectories(data)
         return Windows(

@@ -2,37 +2,33 @@
 
 import copy
 import dataclasses
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from trainax_pk._tree import check_count, check_flag, describe
-from trainax_pk.data._forward import (
-    Observed,
-    Parametric,
-    is_forward_model,
-    split_observers,
-)
+from trainax_pk._tree import check_flag, describe
+from trainax_pk.data._forward import Parametric, split_observers
 from trainax_pk.data._hash import hash_content, precision_flags
 from trainax_pk.data._hash_code import version_of
-from trainax_pk.data._prior import check_prior
 from trainax_pk.data._simulation_keys import stream_word
-from trainax_pk.data._simulation_program import Recipe, check_fit
+from trainax_pk.data._simulation_plan import (
+    as_rows,
+    check_failures,
+    check_num_samples,
+    make_recipe,
+    plan_block,
+    plan_chunk,
+    row_bytes,
+)
+from trainax_pk.data._simulation_program import check_fit
 from trainax_pk.data._simulation_run import Runner, Simulated
 from trainax_pk.data._simulation_windows import SimulatedWindows
 from trainax_pk.data._trajectories import Trajectories
 
 OnFailure = Literal["raise", "mask", "keep", "resample"]
-# Distinct samples of a fresh stream: what an int32 index can name.
-_NUM_FRESH = 2**31 - 1
-# What one block of samples may hold. Neither the memory budget nor the chunk size may
-# change it, since the last bits of a vmapped program depend on its width.
-_BLOCK_BYTES = 2**25
-_MAX_BLOCK = 4096
 
 
 class SimulationDataset:
@@ -132,8 +128,8 @@ class SimulationDataset:
                 that do not fit (with their shapes), a budget below one block.
         """
         self.on_the_fly = check_flag("on_the_fly", on_the_fly)
-        self._num_samples = _check_num_samples(num_samples, on_the_fly=on_the_fly)
-        self._recipe = _make_recipe(
+        self._num_samples = check_num_samples(num_samples, on_the_fly=on_the_fly)
+        self._recipe = make_recipe(
             forward_model, prior, num_steps, stride, num_warmup_steps,
             observation, on_failure, divergence_limit, max_attempts,
         )  # fmt: skip
@@ -147,11 +143,9 @@ class SimulationDataset:
                 "Expected a forward model that returns arrays, got a PyTree without "
                 "any. Return at least one array."
             )
-        nbytes = _nbytes(self.element_spec)
-        self.block_size = _block_size(block_size, nbytes, self._num_samples)
-        self.chunk_size = _chunk_size(
-            chunk_size, nbytes, memory_budget, self.block_size
-        )
+        nbytes = row_bytes(self.element_spec)
+        self.block_size = plan_block(block_size, nbytes, self._num_samples)
+        self.chunk_size = plan_chunk(chunk_size, nbytes, memory_budget, self.block_size)
         self.num_failed = 0
         self._runner = Runner(
             self._recipe, self.block_size, devices or jax.local_devices()
@@ -212,7 +206,7 @@ class SimulationDataset:
         rows = as_rows(indices, len(self))
         simulated = self._runner.run(self._word, rows)
         self.num_failed += int(simulated.failed.sum())
-        _check_failures(simulated, rows, self.on_failure)
+        check_failures(simulated, rows, self.on_failure)
         return simulated
 
     def with_split(self, split: str) -> "SimulationDataset":
@@ -254,15 +248,26 @@ class SimulationDataset:
         """Whether the physics depend on the parameters."""
         return isinstance(split_observers(self._recipe.forward)[0], Parametric)
 
-    def windows(self) -> SimulatedWindows:
+    def windows(
+        self,
+        num_rollout_steps: Callable[[SimulatedWindows], int] | None = None,
+        *,
+        stride: int = 1,
+    ) -> SimulatedWindows:
         """What an engine's feed gathers from: batches made within the training step.
+
+        Args:
+            num_rollout_steps: `windows -> steps of a window` that is needed, which
+                `num_steps / stride` of the dataset must equal; None for any.
+            stride: As for `Windows`; 1, since every window is a simulation of its own.
 
         Returns:
             An object with the interface of `Windows`. Its windows are whole
             trajectories, or pairs (params, output) where there are none.
 
         Raises:
-            ValueError: The dataset is not `on_the_fly`.
+            ValueError: The dataset is not `on_the_fly`, or makes windows of another
+                length.
         """
         if not self.on_the_fly:
             raise ValueError(
@@ -270,9 +275,22 @@ class SimulationDataset:
                 f"{len(self)} stored samples. Pass on_the_fly=True, or train on "
                 "`dataset.trajectories()`."
             )
-        return SimulatedWindows(
+        windows = SimulatedWindows(
             self._recipe, self._word, len(self), self.num_times, self.is_parametric
         )
+        if stride != 1:
+            raise ValueError(
+                f"Expected window_stride=1 for simulations on the fly, got {stride}. "
+                "Every window is a simulation of its own."
+            )
+        needed = None if num_rollout_steps is None else num_rollout_steps(windows)
+        if needed is not None and self.num_times not in (None, needed + 1):
+            raise ValueError(
+                f"Expected simulations of {needed + 1} times, the window that is "
+                f"trained on, got {self.num_times}. Pass num_steps={needed} (times the "
+                "stride) to the SimulationDataset."
+            )
+        return windows
 
     def content_hash(self) -> str:
         """SHA-256 of all that changes numbers, as `hash_content` sees it.
@@ -301,154 +319,3 @@ class SimulationDataset:
             f"SimulationDataset({size}, seed={self.seed}, split={self.split!r}, "
             f"params=({params}), output=({output}))"
         )
-
-
-def as_rows(indices: Any, length: int) -> np.ndarray:
-    """Row numbers of an index, a slice or an array, checked; int64."""
-    if isinstance(indices, slice):
-        return np.arange(*indices.indices(length), dtype=np.int64)
-    array = np.atleast_1d(np.asarray(indices))
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise TypeError(
-            "Expected an integer, a slice or a 1D array of integers as index, got "
-            f"{array.dtype}{list(array.shape)}. Use np.flatnonzero for a mask."
-        )
-    array = array.astype(np.int64)
-    outside = (array < -length) | (array >= length)
-    if outside.any():
-        raise IndexError(
-            f"Expected indices in [{-length}, {length}), got {array[outside][0]}. Pass "
-            "an index below len(dataset)."
-        )
-    return np.where(array < 0, array + length, array)
-
-
-def _make_recipe(
-    forward_model: Any,
-    prior: Any,
-    num_steps: int | None,
-    stride: int,
-    num_warmup_steps: int,
-    observation: Any,
-    on_failure: str,
-    divergence_limit: float | None,
-    max_attempts: int,
-) -> Recipe:
-    base = split_observers(forward_model)[0]
-    if not (is_forward_model(base) or callable(base) or isinstance(base, Parametric)):
-        raise ValueError(
-            f"Expected a forward model, got {forward_model!r}. Pass an object with "
-            "step(state, dt) and dt, or a callable params -> output."
-        )
-    if on_failure not in ("raise", "mask", "keep", "resample"):
-        raise ValueError(
-            "Expected `on_failure` to be 'raise', 'mask', 'keep' or 'resample', got "
-            f"{on_failure!r}. Choose one of them."
-        )
-    check_count("stride", stride)
-    check_count("num_warmup_steps", num_warmup_steps, minimum=0)
-    if num_steps is not None and check_count("num_steps", num_steps) % stride:
-        raise ValueError(
-            f"Expected `stride` to divide `num_steps`, got {stride} and {num_steps}. "
-            f"Pass num_steps={num_steps // stride * stride or stride}."
-        )
-    if num_steps is None and stride != 1:
-        raise ValueError(
-            f"Expected stride=1 without `num_steps`, got {stride}. Pass num_steps for "
-            "trajectories."
-        )
-    if divergence_limit is not None and not divergence_limit > 0:
-        raise ValueError(
-            f"Expected `divergence_limit` > 0 or None, got {divergence_limit!r}."
-        )
-    check_count("max_attempts", max_attempts)
-    forward = forward_model
-    if observation is not None:
-        forward = Observed(forward_model, observation)
-    return Recipe(
-        forward=forward,
-        prior=check_prior(prior),
-        num_steps=num_steps,
-        stride=stride,
-        num_warmup_steps=num_warmup_steps,
-        limit=None if divergence_limit is None else float(divergence_limit),
-        max_attempts=max_attempts if on_failure == "resample" else 1,
-        blank=on_failure == "mask",
-    )
-
-
-def _check_num_samples(num_samples: int | None, *, on_the_fly: bool) -> int:
-    if not on_the_fly:
-        count = check_count("num_samples", num_samples)
-        if count > _NUM_FRESH:
-            raise ValueError(
-                f"Expected `num_samples` <= {_NUM_FRESH}, got {count}. Indices are "
-                "int32: make several datasets with different seeds."
-            )
-        return count
-    if num_samples is not None:
-        raise ValueError(
-            f"Expected num_samples=None with on_the_fly=True, got {num_samples}. The "
-            "stream is endless; leave num_samples out."
-        )
-    return _NUM_FRESH
-
-
-def _nbytes(spec: PyTree[Any]) -> int:
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(spec))
-
-
-def _block_size(block_size: int | None, nbytes: int, num_samples: int) -> int:
-    if block_size is not None:
-        return check_count("block_size", block_size)
-    fitting = max(1, min(_BLOCK_BYTES // max(nbytes, 1), _MAX_BLOCK))
-    needed = 1 << (num_samples - 1).bit_length()
-    return min(1 << (fitting.bit_length() - 1), needed)
-
-
-def _chunk_size(
-    chunk_size: int | None, nbytes: int, memory_budget: int, block_size: int
-) -> int:
-    check_count("memory_budget", memory_budget)
-    # Blocks under way, the chunk they are copied to, and the copy that a reader makes.
-    block_bytes = 3 * block_size * nbytes
-    if block_bytes > memory_budget:
-        raise ValueError(
-            f"Expected a memory budget of at least {block_bytes} bytes, three times one "
-            f"block of {block_size} samples, got {memory_budget}. Pass a smaller "
-            "block_size, or a larger memory_budget."
-        )
-    if chunk_size is not None:
-        return check_count("chunk_size", chunk_size)
-    return block_size * (memory_budget // block_bytes)
-
-
-def _check_failures(simulated: Simulated, rows: np.ndarray, on_failure: str) -> None:
-    failed = simulated.failed
-    if not failed.any():
-        return
-    share = f"{int(failed.sum())} of {len(rows)} samples"
-    first = rows[failed][:8].tolist()
-    if on_failure in ("raise", "resample"):
-        tried = (
-            f" after {int(simulated.attempts.max())} draws each"
-            if on_failure == "resample"
-            else ""
-        )
-        raise FloatingPointError(
-            f"Expected finite simulations, got {share} that failed{tried}, first at the "
-            f"indices {first}. Narrow the prior, use a smaller time step, or pass "
-            "on_failure='mask'."
-        )
-    # A few may all fail by chance, which is what these policies are for.
-    if failed.all() and len(rows) >= 16 and on_failure != "keep":
-        raise FloatingPointError(
-            f"Expected some finite simulations, got {share} that failed. The forward "
-            "model diverges everywhere: check its time step and the prior's scale, or "
-            "pass on_failure='keep' to look at the output."
-        )
-
-
-def is_endless(source: Any) -> bool:
-    """Whether a dataset has no last sample, so that it cannot be stored."""
-    return bool(getattr(source, "on_the_fly", False))

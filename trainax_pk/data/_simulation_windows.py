@@ -26,6 +26,7 @@ class SimulatedWindows:
         arrays: Arrays of forward model and prior, and the word of the stream.
         residency: "device".
         num_times: Times of a window, or None for pairs.
+        time: None, there is no forcing.
 
     Example:
         >>> import jax.numpy as jnp
@@ -40,6 +41,7 @@ class SimulatedWindows:
     """
 
     residency = "device"
+    time = None
 
     def __init__(
         self,

@@ -36,10 +36,14 @@ class ZarrStore(AbstractStore):
         start, stop = self.layout.rows(chunk)
         names = []
         for leaf in self.layout.leaves:
-            array = self._open(leaf, "r+")
-            array[start:stop] = rows[leaf.name].view(leaf.stored_dtype)
             parts = [str(chunk), *["0"] * len(leaf.shape)]
-            names.append(f"{_FOLDER}/{leaf.name}/c/{'/'.join(parts)}")
+            name = f"{_FOLDER}/{leaf.name}/c/{'/'.join(parts)}"
+            # zarr would merge the last, shorter chunk with a torn shard that lies there.
+            self.files.remove(name)
+            # A shard of zeros is data too: without a file it would be a hole.
+            array = self._open(leaf, "r+").with_config({"write_empty_chunks": True})
+            array[start:stop] = rows[leaf.name].view(leaf.stored_dtype)
+            names.append(name)
         self.files.settle(names)
         return names
 
@@ -77,8 +81,6 @@ class ZarrStore(AbstractStore):
             shards=(size, *rest),
             compressors=_codecs(zarr, self.layout.compression),
             fill_value=0,
-            # A shard of zeros is data too: without a file it would be a hole.
-            config={"write_empty_chunks": True},
             overwrite=True,
         )
 
