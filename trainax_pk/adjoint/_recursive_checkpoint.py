@@ -97,6 +97,8 @@ class RecursiveCheckpointAdjoint(AbstractAdjoint):
                 "`checkpoints`. Pass `max_steps`, or "
                 "RecursiveCheckpointAdjoint(checkpoints)."
             )
+        if max_steps == 0:
+            return init
         return eqxi.while_loop(
             cond_fun,
             body_fun,
