@@ -42,6 +42,19 @@ class EquinoxCheckpointed(AbstractAdjoint):
             checkpoints=self.checkpoints,
         )
 
+    def while_loop(
+        self, cond_fun: Any, body_fun: Any, init: Any, *, max_steps: int | None
+    ) -> Any:
+        """As `jax.lax.while_loop`."""
+        return eqxi.while_loop(
+            cond_fun,
+            body_fun,
+            init,
+            max_steps=max_steps,
+            kind="checkpointed",
+            checkpoints=self.checkpoints,
+        )
+
 
 class Problem(NamedTuple):
     """A model, windows for it, and how long rollouts are timed.
