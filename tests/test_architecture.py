@@ -294,6 +294,7 @@ _REPORTS = {
     "Info",
     "Inputs",
     "Record",
+    "Simulated",
     "Split",
     "Work",
 }
