@@ -23,12 +23,12 @@ from benchmarks._lorenz_data import (
 from benchmarks._lorenz_learned import batches, interpolated, scale
 
 # Windows that the iterative methods are run on, and how many at once.
-NUM_WINDOWS = {"l63_all": 200, "l63_first": 200, "l96": 16}
+NUM_WINDOWS = {"l63_all": 100, "l63_first": 100, "l96": 8}
 SLAB = {"l63_all": 50, "l63_first": 50, "l96": 4}
 MODEL_ERR = 0.01
 MAX_STEPS = 40
 DESCENT_STEPS = 500
-MEMBERS = {"l63_all": 50, "l63_first": 50, "l96": 150}
+MEMBERS = {"l63_all": 50, "l63_first": 50, "l96": 120}
 INFLATION = 1.02
 
 

@@ -12,7 +12,6 @@ import optax
 import trainax_pk as tx
 from benchmarks._lorenz_data import CASES, Windows, errors, windows
 
-NUM_ITERATIONS = 10
 ADJOINTS: dict[str, Any] = {
     "direct": tx.DirectAdjoint(),
     "checkpointed": tx.RecursiveCheckpointAdjoint(),
@@ -25,6 +24,7 @@ class Setting(NamedTuple):
     """Size of the network and of its training.
 
     Attributes:
+        iterations: K.
         hidden: Channels of the LSTM.
         along: Axes that are convolved.
         kernel: Taps, one for each axis.
@@ -36,6 +36,7 @@ class Setting(NamedTuple):
         rate: Peak of the learning rate.
     """
 
+    iterations: int
     hidden: int
     along: str
     kernel: Any
@@ -47,9 +48,9 @@ class Setting(NamedTuple):
 
 
 SETTINGS = {
-    "l63_all": Setting(16, "time", 5, "zero", 20.0, 10, 250, 6e-3),
-    "l63_first": Setting(16, "time", 5, "zero", 20.0, 10, 400, 6e-3),
-    "l96": Setting(8, "both", (5, 5), ("zero", "periodic"), 5.0, 4, 200, 4e-3),
+    "l63_all": Setting(10, 16, "time", 5, "zero", 20.0, 10, 600, 6e-3),
+    "l63_first": Setting(10, 16, "time", 5, "zero", 20.0, 10, 1_000, 6e-3),
+    "l96": Setting(10, 10, "both", (5, 3), ("zero", "periodic"), 5.0, 1, 200, 8e-3),
 }
 
 
@@ -105,7 +106,7 @@ def make_solver(name: str, adjoint: Any, *, key: jax.Array) -> Any:
     return tx.solver.FourDVarNet1D(
         tx.solver.DynamicalPrior(case.stepper, offset=mean, scale=std),
         modulator,
-        NUM_ITERATIONS,
+        setting.iterations,
         solver_adjoint=adjoint,
         prior_weight=setting.prior_weight,
         learn_weights=True,

@@ -3,11 +3,13 @@
 python -m benchmarks.lorenz_assimilation [--cases l63_all …] [--only classical …]
 
 Each result is kept in `results/lorenz_assimilation_<hardware>.json` as soon as it is
-there; what is kept is not computed again. `--report` writes the report from it.
+there; what is kept is not computed again. `--seconds` starts nothing new after so many;
+`--report` writes the report from what there is.
 """
 
 import argparse
 import json
+import time
 from typing import Any
 
 from benchmarks import _lorenz_report
@@ -28,13 +30,15 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", choices=[*CASES], default=[*CASES])
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
+    parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
     if args.report:
         _lorenz_report.write(_load())
         return
+    began = time.monotonic()
     for name, run in _tasks(args).items():
-        if name in _load():
+        if name in _load() or time.monotonic() - began > args.seconds:
             continue
         row = run()
         # Read again: another process may have added rows in the meantime.

@@ -18,6 +18,15 @@ class Cycle(eqx.Module):
     Attributes:
         analysis: `(num_cycles, *state)`, or `(num_cycles, num_times, *state)`.
         forecast: What each analysis started from, of the same shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from trainax_pk.solver import cycle
+        >>> trust = lambda forecast, obs, *, obs_op, obs_err_cov: obs
+        >>> run = cycle(trust, lambda u: 2 * u, jnp.ones(1), jnp.array([[5.0], [7.0]]),
+        ...             obs_op=None, obs_err_cov=None, windowed=False)
+        >>> run.analysis[:, 0].tolist(), run.forecast[:, 0].tolist()
+        ([5.0, 7.0], [2.0, 10.0])
     """
 
     analysis: Array

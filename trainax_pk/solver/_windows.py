@@ -26,6 +26,14 @@ class Analysis(eqx.Module):
         num_steps: Steps of the outer solve; 0 for a direct one.
         cost: ½ (misfit to observations + misfit to background and model), each in its
             error covariance, at the analysis.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from trainax_pk.solver import strong_4dvar
+        >>> y = jnp.array([[1.0], [1.0]])
+        >>> found = strong_4dvar(lambda u: 2 * u, y, y > 0, initial=y[0], obs_err_cov=1.0)
+        >>> round(float(found.state[0, 0]), 3), round(float(found.cost), 3)
+        (0.6, 0.1)
     """
 
     state: Array
