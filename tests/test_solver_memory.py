@@ -21,7 +21,7 @@ _jit = functools.partial(
 def _memory_problem(rank):
     keys = jax.random.split(jax.random.key(0))
     if rank == 1:
-        prior = S.BilinAEPrior1D(3, 8, key=keys[0])
+        prior = lambda x: 0.5 * jnp.tanh(x)  # noqa: E731
         modulator = S.ConvLSTMGradMod1D(3, 8, key=keys[1])
         return (8, 50, 3), prior, modulator
     prior = S.BilinAEPrior2D(10, 4, key=keys[0])
@@ -54,15 +54,17 @@ def _temporaries(rank, adjoint, num_steps):
 @pytest.mark.parametrize("rank", [1, 2])
 def test_backward_temporaries(rank):
     """K = 8 → 64 steps; 2D at (8, 10, 128, 128), compiled and not run."""
-    direct = [_temporaries(rank, tx.DirectAdjoint(), n) for n in (8, 36, 64)]
-    np.testing.assert_allclose(direct[2] - direct[1], direct[1] - direct[0], rtol=0.02)
-    assert direct[2] > 5 * direct[0]
+    direct = [_temporaries(rank, tx.DirectAdjoint(), n) for n in (8, 64)]
+    assert direct[1] > 5 * direct[0]
+    if rank == 1:
+        half = _temporaries(rank, tx.DirectAdjoint(), 36)
+        np.testing.assert_allclose(direct[1] - half, half - direct[0], rtol=0.02)
     # 2√K states at once: their number grows by √8.
     few = [
         _temporaries(rank, tx.RecursiveCheckpointAdjoint(c), n)
         for n, c in ((8, 6), (64, 16))
     ]
-    assert few[1] / few[0] < np.sqrt(8) and few[1] < direct[2] / 8
+    assert few[1] / few[0] < np.sqrt(8) and few[1] < direct[1] / 8
     k_step = [_temporaries(rank, tx.KStepAdjoint(2), n) for n in (8, 64)]
     assert k_step[1] <= 1.05 * k_step[0] and k_step[0] < direct[0] / 2
 
