@@ -82,8 +82,11 @@ def fit_normalisation(dataset: Any, *, num_channel_axes: int = 0) -> Normalisati
                 f"Expected finite data that vary, got a standard deviation of {std}. "
                 "Remove constant channels and missing values before."
             )
-        means.append(jnp.asarray(mean, dtype))
-        stds.append(jnp.asarray(std, dtype))
+        # Counts have statistics that are no counts.
+        kept = dtype if np.issubdtype(dtype, np.floating) else np.float64
+        kept = jax.dtypes.canonicalize_dtype(kept)
+        means.append(jnp.asarray(mean, kept))
+        stds.append(jnp.asarray(std, kept))
     unflatten = jax.tree.unflatten
     return Normalisation(unflatten(structure, means), unflatten(structure, stds))
 

@@ -51,7 +51,7 @@ class SimulationDataset:
         chunk_size: Samples that are made at once when iterating.
         element_spec: Shapes and dtypes of one pair.
         on_the_fly: Whether batches are fresh simulations made in the training step.
-        num_failed: Failed samples among all that this object has made.
+        num_failed: Failed draws among all that this object has made.
 
     Example:
         >>> import jax.numpy as jnp
@@ -205,7 +205,8 @@ class SimulationDataset:
         """
         rows = as_rows(indices, len(self))
         simulated = self._runner.run(self._word, rows)
-        self.num_failed += int(simulated.failed.sum())
+        # Every draw but the last of a sample has failed, and the last if it says so.
+        self.num_failed += int((simulated.attempts - 1 + simulated.failed).sum())
         check_failures(simulated, rows, self.on_failure)
         return simulated
 
