@@ -48,11 +48,21 @@ def _flat(tree: PyTree[Any]) -> np.ndarray:
 def _of_vectors(g: np.ndarray, r: np.ndarray) -> Agreement:
     if not (np.isfinite(g).all() and np.isfinite(r).all()):
         return Agreement(np.nan, np.nan, np.nan)
-    size, other = np.linalg.norm(g), np.linalg.norm(r)
+    # Squares of entries may be out of range though their ratios are not.
+    size, g = _normalised(g)
+    other, r = _normalised(r)
     if size == 0 and other == 0:
         return Agreement(1.0, 1.0, 0.0)
     if other == 0:
         return Agreement(0.0, np.inf, np.inf)
-    # Scaled first: squares of entries may be out of range though ratios are not.
-    cosine = 0.0 if size == 0 else float(np.dot(g / size, r / other))
-    return Agreement(cosine, float(size / other), float(np.linalg.norm(g - r) / other))
+    ratio = float(size / other)
+    return Agreement(float(g @ r), ratio, float(np.linalg.norm(ratio * g - r)))
+
+
+def _normalised(x: np.ndarray) -> tuple[np.floating[Any] | float, np.ndarray]:
+    """Norm and direction; zeros keep their direction of zero."""
+    largest = np.abs(x).max(initial=0.0)
+    if largest == 0:
+        return 0.0, x
+    norm = np.linalg.norm(x / largest)
+    return largest * norm, x / largest / norm

@@ -90,7 +90,7 @@ def solve_ode(
         >>> from trainax_pk.adjoint import solve_ode
         >>> def last(rate):
         ...     decay = diffrax.ODETerm(lambda t, y, rate: -rate * y)
-        ...     return solve_ode(decay, diffrax.Heun(), 0, 1, 0.1, 1.0, rate).ys[-1]
+        ...     return solve_ode(decay, diffrax.Tsit5(), 0, 1, 0.1, 1.0, rate).ys[-1]
         >>> value, slope = jax.value_and_grad(last)(1.0)  # exp(-1) and -exp(-1)
         >>> print(f"{value:.3f} {slope:.3f}")
         0.368 -0.368

@@ -78,7 +78,7 @@ def _at_times(
     return jax.vmap(evaluate)(ts, index)
 
 
-_UNSORTED = "Expected `ts` of SaveAt sorted from t0 to t1. Sort the save times."
+_UNSORTED = "Expected `ts` of SaveAt to lead from t0 to t1. Sort the save times."
 _OUTSIDE = "Expected `ts` of SaveAt between t0 and t1. Leave the others out."
 
 
@@ -88,10 +88,10 @@ def _check(ts: Any, grid: Grid) -> None:
     ts = grid.sign * np.asarray(ts, np.float64)
     ends = grid.sign * grid.times[[0, -1]].astype(np.float64)
     if (np.diff(ts) < 0).any():
-        raise ValueError(f"{_UNSORTED[:-23]} Got {ts}. Sort the save times.")
+        raise ValueError(f"{_UNSORTED} Got {grid.sign * ts}.")
     near = 8 * np.finfo(grid.times.dtype).eps * np.abs(ends).max()
     if ts.min() < ends[0] - near or ts.max() > ends[1] + near:
-        raise ValueError(f"{_OUTSIDE} Got {ts.min()} to {ts.max()}.")
+        raise ValueError(f"{_OUTSIDE} Got {grid.sign * ts}.")
 
 
 def _is_sub(x: Any) -> bool:
