@@ -30,7 +30,20 @@ ADJOINTS = {
     "k = 16": (tx.KStepAdjoint(16), 16),
     "k beyond": (tx.KStepAdjoint(40), 40),
 }
-LENGTHS = [1, 2, 13, 16, 17]
+# Lengths that take each through its cases: no step to cross, none left over, some left
+# over, one left over, all crossed.
+LENGTHS = {
+    "direct": (1, 13),
+    "checkpoint": (1, 13),
+    "checkpoint, exact factors": (2, 16),
+    "checkpoint, rounded up": (13, 17),
+    "checkpoint, deep": (13, 16, 17),
+    "one step": (1, 2, 13),
+    "k = 3": (2, 13, 16),
+    "k = 4": (1, 13, 16, 17),
+    "k = 16": (13, 16, 17),
+    "k beyond": (1, 17),
+}
 rows = pytest.mark.parametrize("name", ADJOINTS)
 
 
@@ -138,8 +151,9 @@ def test_the_oracle_is_the_unrolled_loop(k):
     _assert_close(_jit(_gradient(_cut_scan(k), 7))(*_operands(7)), expected)
 
 
-@pytest.mark.parametrize("length", LENGTHS)
-@rows
+@pytest.mark.parametrize(
+    ("name", "length"), [(n, length) for n in ADJOINTS for length in LENGTHS[n]]
+)
 def test_value_is_that_of_scan_and_gradient_that_of_the_unrolled_loop(name, length):
     adjoint, k = ADJOINTS[name]
     operands = _operands(length)
