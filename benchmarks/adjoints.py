@@ -268,7 +268,7 @@ def assimilation(*, quick: bool) -> list[str]:
     keys = jax.random.split(jax.random.key(0), 4)
     target = jax.random.normal(keys[0], shape)
     mask = jax.random.bernoulli(keys[1], 0.3, shape).astype(target.dtype)
-    batch = tx.solver.Batch2D(target * mask, mask, target)
+    batch = tx.Batch2D(target * mask, mask, target)
     prior = tx.solver.BilinAEPrior2D(channels, 16, key=keys[2])
     modulator = tx.solver.ConvLSTMGradMod2D(channels, 32, key=keys[3])
 
