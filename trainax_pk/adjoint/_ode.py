@@ -3,7 +3,6 @@
 from typing import Any
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,17 +138,6 @@ def _may_fail(solver: Any) -> bool:
     return isinstance(inner, diffrax.AbstractImplicitSolver)
 
 
-def _with_plain_stages(solver: Any) -> Any:
-    """The solver, whose loop over stages keeps what it computes, as diffrax's direct.
-
-    By default it is checkpointed in itself, and would be computed twice again.
-    """
-    if not isinstance(solver, diffrax.AbstractRungeKutta) or solver.scan_kind:
-        return solver
-    is_none = lambda x: x is None  # noqa: E731
-    return eqx.tree_at(lambda s: s.scan_kind, solver, "bounded", is_leaf=is_none)
-
-
 def _reports_more(saveat: diffrax.SaveAt) -> bool:
     """Whether more is asked for than states at times."""
     subs = jax.tree.leaves(saveat.subs, is_leaf=_is_sub)
@@ -176,7 +164,6 @@ def _fixed_steps(
     adjoint: AbstractAdjoint,
     max_steps: int | None,
 ) -> diffrax.Solution:
-    solver = _with_plain_stages(solver)
     times = jnp.asarray(grid.times)
     y0 = jax.tree.map(
         lambda y: jnp.asarray(y, jnp.result_type(y, grid.times.dtype)), y0

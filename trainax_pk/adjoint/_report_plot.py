@@ -87,7 +87,7 @@ def _ratio(row: dict[str, Any], base: dict[str, Any], key: str) -> float:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.2g} %"
+    return f"{100 * value:.3g} %"
 
 
 def _two_digits(value: float) -> str:
