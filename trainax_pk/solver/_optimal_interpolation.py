@@ -12,6 +12,7 @@ from trainax_pk._tree import is_concrete
 from trainax_pk.solver._windows import Analysis, check_window
 
 _SPD = lx.positive_semidefinite_tag
+_MAX_STEPS = 500
 
 
 def optimal_interpolation(
@@ -44,7 +45,7 @@ def optimal_interpolation(
         obs_err_var: r: a variance, or one for each entry, `(*state)` or
             `(num_times, *state)`.
         linear_solver: Of lineax. By default Cholesky for a matrix, conjugate gradients
-            for an operator.
+            for an operator, 500 steps at most.
 
     Returns:
         The analysis; `num_steps` counts iterations of the linear solver, 0 for a direct
@@ -144,5 +145,7 @@ def _by_matrix(
 
 
 def _conjugate_gradients(observed: Array) -> lx.CG:
-    tolerance = 10 * float(jnp.finfo(observed.dtype).eps)
-    return lx.CG(rtol=tolerance, atol=tolerance)
+    # Above the rounding of the products, below which the residual would not fall; and a
+    # window that stagnates must not keep its batch waiting.
+    tolerance = float(jnp.finfo(observed.dtype).eps) ** 0.75
+    return lx.CG(rtol=tolerance, atol=tolerance, max_steps=_MAX_STEPS)
