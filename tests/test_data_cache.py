@@ -278,6 +278,18 @@ def test_killed_at_random_it_ends_in_the_same_bytes(format, tmp_path):
     assert report["raced"] == {"codes": [0, 0], "made": 15, "digest": whole}
 
 
+def test_killed_after_the_manifest_it_is_tidied(tmp_path):
+    cached = CachedDataset(Rows(), tmp_path, chunk_size=5)
+    cached.generate()
+    folder = Path(cached.directory)
+    before = contents(folder)
+    (folder / "ledger").mkdir()
+    (folder / "ledger/00000003.json").write_bytes(b"{}")
+    (folder / "finishing").write_bytes(b"")
+    CachedDataset(Rows(), tmp_path).generate()
+    assert contents(folder) == before and not (folder / "ledger").exists()
+
+
 def test_writing_overlaps_with_simulating(tmp_path, monkeypatch):
     next_chunk_began = threading.Event()
     write = ZarrStore.write

@@ -15,9 +15,10 @@ from trainax_pk.data._cache_generate import (
     generate,
     plan_layout,
     row_spec,
+    tidy,
 )
 from trainax_pk.data._cache_manifest import (
-    LEDGER,
+    FINISHING,
     MANIFEST,
     METADATA,
     SCHEMA,
@@ -305,11 +306,11 @@ class CachedDataset:
         files = self._files()
         if files.size(MANIFEST) is None:
             self._generate(files)
-        elif files.size(ledger_name(0)) is not None:
-            # The writer was killed between its last two acts.
+        elif files.size(FINISHING) is not None:
+            # The writer was killed between the manifest and the end.
             with contextlib.suppress(TimeoutError, OSError), files.locked(0.0):
                 if files.size(MANIFEST) is not None:
-                    files.remove(LEDGER)
+                    tidy(files)
         manifest = self._read_manifest(files)
         layout = self._layout_of(manifest["layout"])
         self._store = _STORES[self.format](layout, files)

@@ -2,7 +2,6 @@
 
 import abc
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -14,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from trainax_pk.data._extras import load
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 _PIECE = 2**22
 
@@ -193,7 +197,7 @@ class RemoteFiles(AbstractFiles):
             found = self._fs.find(self._root)
         except FileNotFoundError:
             return []
-        root = self._fs._strip_protocol(self._root).rstrip("/") + "/"
+        root = self._root.rstrip("/") + "/"
         return sorted(name.removeprefix(root) for name in found)
 
     def make(self) -> None:
@@ -222,6 +226,11 @@ def open_files(cache_dir: Any, entry: str) -> AbstractFiles:
 
 
 def _acquire(descriptor: int, path: Path, timeout: float) -> None:
+    if fcntl is None:
+        raise OSError(
+            "no lock of this system ends with its process; write the cache where "
+            "fcntl is available"
+        )
     end = time.monotonic() + timeout
     while True:
         try:

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from trainax_pk.data._cache_files import AbstractFiles
 from trainax_pk.data._cache_manifest import (
+    FINISHING,
     HEADER,
     LEDGER,
     MANIFEST,
@@ -215,8 +216,16 @@ def _commit(
         if name not in expected and not name.startswith(f"{LEDGER}/"):
             files.remove(name)
     manifest = {"layout": layout.to_json(), "metadata": own, "chunks": chunks}
+    # The ledger goes file by file: its own remains could not tell that there are any.
+    files.write(FINISHING, b"")
     files.write(MANIFEST, seal(manifest))
+    tidy(files)
+
+
+def tidy(files: AbstractFiles) -> None:
+    """Removes what only a generation under way needs."""
     files.remove(LEDGER)
+    files.remove(FINISHING)
 
 
 def _length(layout: Layout, chunk: int) -> int:

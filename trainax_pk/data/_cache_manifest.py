@@ -17,6 +17,8 @@ HEADER = "header.json"
 METADATA = "metadata.json"
 MANIFEST = "manifest.json"
 LEDGER = "ledger"
+# Lies there from before the manifest until the ledger is gone.
+FINISHING = "finishing"
 
 
 class CacheDamaged(RuntimeError):
