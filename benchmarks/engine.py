@@ -130,11 +130,11 @@ def rows() -> list[Row]:
         boundary_mode="periodic",
         key=KEY,
     )
-    for r, n in ((1, 60), (5, 15)):
+    for r, n in ((1, 600), (5, 150)):
         out.append(Row(f"conv net 1D, {r} steps", ks, conv, *_convs(conv, 1), r, 20, n))
         out.append(Row(f"residual net 1D, {r} steps", ks, res, *_residual(), r, 20, n))
     conv2d = net(2, 1, 1, hidden_channels=16, depth=4)
-    out.append(Row("conv net 2D", flow, conv2d, *_convs(conv2d, 2), 1, 8, 40))
+    out.append(Row("conv net 2D", flow, conv2d, *_convs(conv2d, 2), 1, 8, 600))
     fno = pdeqx.arch.ClassicFNO(
         1,
         1,
@@ -146,7 +146,7 @@ def rows() -> list[Row]:
         boundary_mode="periodic",
         key=KEY,
     )
-    out.append(Row("FNO 1D", ks, fno, _as_module(fno), None, 1, 20, 200))
+    out.append(Row("FNO 1D", ks, fno, _as_module(fno), None, 1, 20, 1500))
     unet = pdeqx.arch.ClassicUNet(
         1,
         1,
@@ -157,7 +157,7 @@ def rows() -> list[Row]:
         boundary_mode="periodic",
         key=KEY,
     )
-    out.append(Row("U-Net 1D", ks, unet, _as_module(unet), None, 1, 20, 60))
+    out.append(Row("U-Net 1D", ks, unet, _as_module(unet), None, 1, 20, 600))
     return out
 
 
@@ -224,16 +224,17 @@ def measure(row: Row, *, rounds: int) -> dict[str, list[str]]:
 
 def _peer_updates(row: Row) -> int:
     """trainax is slow where dispatch dominates; its time per update does not change."""
-    return min(row.updates, 300)
+    return min(row.updates, 300 if row.updates > 1500 else 60 // row.rollout)
 
 
 def _loop_updates(row: Row) -> int:
-    return min(row.updates, 1000)
+    return min(row.updates, 1000 if row.updates > 1500 else 60 // row.rollout)
 
 
 def _scan_updates(row: Row) -> int:
     """Enough for what is constant in a run by hand, a millisecond, not to count."""
-    return min(row.updates, 100_000 // row.rollout)
+    most = 100_000 if row.updates > 1500 else 60
+    return min(row.updates, most // row.rollout)
 
 
 def _peer(row: Row, optimizer: Any) -> Callable[[], Any]:

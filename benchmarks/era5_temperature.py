@@ -62,12 +62,12 @@ better baseline has 0.393, 1.637, 1.653 and 1.698; exploratory runs of earlier v
   1.350, 1.543; 24 h (another learning rate) 0.314, 1.167, 1.601, 1.864, while its training
   loss halved. There are few independent days, so 2 h.
 - With fixed smoothing and averaged weights, 2 h, one seed: 0.257, 0.935, 1.246, 1.453.
-- Trust τ, on the same trained models, 4 seeds, mean of their RMSEs: no limit 0.259, 0.974,
-  1.382, 1.625; 24 h 0.259, 0.952, 1.316, 1.445; 12 h 0.259, 0.943, 1.310, 1.443; 6 h 0.259,
-  0.940, 1.323, 1.456. Days 16 to 20 prefer 24 h (1.593 at the lead of 24 h) to 12 h (1.702),
-  both below the better baseline there, 2.128.
-- The settings as they stand, 5 seeds, trained on days 1 to 10, on days 12 to 16: 0.342, 1.081,
-  1.464, 1.454 where the better baseline has 0.455, 1.542, 1.675, 1.666.
+- Trust τ, on the same trained models, 4 seeds, mean of their RMSEs: no limit 0.259,
+  0.974, 1.382, 1.625; 24 h 0.259, 0.952, 1.316, 1.445; 12 h 0.259, 0.943, 1.310, 1.443;
+  6 h 0.259, 0.940, 1.323, 1.456. Days 16 to 20 prefer 24 h (1.593 at the lead of 24 h) to
+  12 h (1.702), both below the better baseline there, 2.128.
+- The settings as they stand, 5 seeds, trained on days 1 to 10, on days 12 to 16: 0.342,
+  1.081, 1.464, 1.454 where the better baseline has 0.455, 1.542, 1.675, 1.666.
 
 Days 8 to 11, with 6 days to train on, were worse than yesterday's value only in versions
 with longer rollouts or none of τ; the present settings were not run on them."""

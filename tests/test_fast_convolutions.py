@@ -423,6 +423,8 @@ def test_rule_by_size():
     assert _forms((20, 4, 32), (4, 4, 3), single)["forward"] is None
     assert _forms((20, 32, 162), (32, 32, 3), single) == everything
     assert _forms((8, 16, 34, 34), (16, 16, 3, 3), single) == everything
+    thin = _forms((20, 12, 162), (12, 12, 3), single)
+    assert thin == everything | {"kernel": "tap_products"}
     assert _forms((20, 1, 162), (32, 1, 3), single)["forward"] is None
     assert _forms((20, 32, 162), (1, 32, 3), single)["input"] == "shift_and_add"
     assert _forms((20, 32, 32, 32), (32, 32, 1, 1), single)["forward"] == "one_by_one"

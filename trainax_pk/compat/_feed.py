@@ -36,8 +36,11 @@ class StackerFeed(AbstractFeed):
         parts = (stacker, order, rest, self.captured)
         return tuple(eqx.filter(x, eqx.is_array) for x in parts)
 
-    def plan(self, arrays: PyTree[Array], start: Array, size: int) -> Array:
+    def plan(
+        self, arrays: PyTree[Array], start: Array, count: Array, size: int
+    ) -> Array:
         """Indices of windows of `size` updates."""
+        del count
         return arrays[1].indices(start, size)
 
     def pick(self, arrays: PyTree[Array], plan: PyTree[Array], i: Array) -> PyTree:

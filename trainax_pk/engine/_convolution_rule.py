@@ -31,6 +31,10 @@ _GROUPED_SLOWDOWN = 4
 # So few terms (input channels times taps) the compiler keeps in registers: nothing beats
 # a plain loop nest over them, if no border has to be tested.
 _FEW_TERMS = 16
+# A gradient by a kernel of fewer pairs of channels is faster as one matrix product per
+# tap, of operands that are not transposed for it (`_transposes.py`).
+_FEW_CHANNELS = 32 * 32
+_MOST_TAPS = 27
 
 
 def choose_form(conv: Convolution) -> Form | None:
@@ -75,13 +79,20 @@ def choose_form(conv: Convolution) -> Form | None:
     if times[best] * _MARGIN >= _plain(conv):
         return None
     if conv.groups == 1:
-        return best
+        return tap_products if best is channels_last and _is_thin(conv) else best
     if conv.groups <= _MOST_GROUPS:
         return per_group(best)
     # XLA keeps the fast kernels for grouped channels-last convolutions, at a fraction of
     # their speed.
     last = times.get(channels_last, np.inf)
     return channels_last if last * _GROUPED_SLOWDOWN < _plain(conv) else None
+
+
+def _is_thin(conv: Convolution) -> bool:
+    """Whether it is a gradient by a small kernel of few channels, in one dimension."""
+    small = conv.num_dims == 1 and math.prod(conv.points) <= _MOST_TAPS
+    few = conv.batch * conv.out_channels < _FEW_CHANNELS
+    return conv.is_kernel_gradient and small and few
 
 
 def _is_supported(conv: Convolution) -> bool:

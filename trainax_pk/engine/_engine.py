@@ -128,7 +128,9 @@ class Engine:
         state, records = self._run_chunks(state, arrays, start, count, size)
         if count < size:
             # Cut on the host: on the device every new length is compiled anew.
-            records = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[:count]), records)
+            records = jax.tree.map(
+                lambda x: jnp.asarray(np.asarray(x)[:count]), records
+            )
         return state, records
 
     def batch(self, order: Any, start: int) -> PyTree[Array]:

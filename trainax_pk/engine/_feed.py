@@ -76,7 +76,7 @@ class DeviceFeed(AbstractFeed):
         # Block by block: a short chunk of a long program pays for its own order only.
         def block(i: Array, plan: Int[Array, "n B"]) -> Int[Array, "n B"]:
             rows = order.indices(start + i * _BLOCK, _BLOCK)
-            return jax.lax.dynamic_update_slice(plan, rows, (i * _BLOCK, 0))
+            return jax.lax.dynamic_update_slice_in_dim(plan, rows, i * _BLOCK, 0)
 
         num_blocks = -(-size // _BLOCK)
         empty = jnp.zeros((num_blocks * _BLOCK, order.batch_size), jnp.int32)

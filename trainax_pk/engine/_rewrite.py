@@ -9,6 +9,7 @@ from jax.extend import core as jex
 
 from trainax_pk.engine._fast_convolutions import fast_convolutions, platform_needs_it
 from trainax_pk.engine._inspect import inspect_work
+from trainax_pk.engine._transposes import put_off_transposes
 
 Transformation = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -23,9 +24,10 @@ _LONGEST = 32
 def make_rewrite(platform: str, num_updates: int) -> Transformation:
     """The transformation of a finished update for a platform.
 
-    On a CPU, convolutions are written so that loops do not slow them down, and short
-    loops over time whose body is almost nothing are unrolled if the run is long enough
-    to earn the compilation back. Elsewhere nothing is done.
+    On a CPU, convolutions are written so that loops do not slow them down, with what
+    lies between them in the same order of axes, and short loops over time whose body is
+    almost nothing are unrolled if the run is long enough to earn the compilation back.
+    Elsewhere nothing is done.
 
     Args:
         platform: As `jax.default_backend()` names it.
@@ -42,8 +44,8 @@ def make_rewrite(platform: str, num_updates: int) -> Transformation:
     if not platform_needs_it(platform):
         return lambda fn: fn
     if num_updates * _SAVED_PER_STEP < _COMPILE_PER_STEP:
-        return fast_convolutions
-    return lambda fn: fast_convolutions(_unrolled(fn))
+        return lambda fn: put_off_transposes(fast_convolutions(fn))
+    return lambda fn: put_off_transposes(fast_convolutions(_unrolled(fn)))
 
 
 def _unrolled(fn: Callable[..., Any]) -> Callable[..., Any]:
