@@ -49,7 +49,7 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "l63_all": Setting(10, 16, "time", 5, "zero", 20.0, 10, 600, 6e-3),
-    "l63_first": Setting(10, 16, "time", 5, "zero", 20.0, 10, 1_000, 6e-3),
+    "l63_first": Setting(10, 16, "time", 5, "zero", 20.0, 10, 600, 8e-3),
     "l96": Setting(10, 10, "both", (5, 3), ("zero", "periodic"), 5.0, 1, 200, 8e-3),
 }
 

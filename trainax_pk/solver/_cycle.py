@@ -79,8 +79,8 @@ def cycle(
         >>> step = as_analysis_step(lx.QR(), background_cov=1.0, windowed=False)
         >>> run = cycle(step, lambda u: 2 * u, jnp.ones(1), jnp.full((3, 1), 4.0),
         ...             obs_op=lambda u: u, obs_err_cov=1.0, windowed=False)
-        >>> run.forecast[:, 0].tolist(), run.analysis[:, 0].tolist()
-        ([2.0, 6.0, 10.0], [3.0, 5.0, 7.0])
+        >>> [round(float(u), 3) for u in run.analysis[:, 0]]
+        [3.0, 5.0, 7.0]
     """
     check_flag("windowed", windowed)
     check_count("num_steps", num_steps)
