@@ -18,8 +18,10 @@ def _cells(path, kind):
     return [cell for cell in cells if cell["cell_type"] == kind]
 
 
-def test_there_are_three():
-    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03"]
+def test_notebooks_are_numbered():
+    numbers = [path.name[:2] for path in NOTEBOOKS]
+    assert numbers == sorted(set(numbers))
+    assert {"01", "02", "03", "05"} <= set(numbers)
 
 
 @notebooks
