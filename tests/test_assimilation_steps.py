@@ -127,7 +127,7 @@ def test_linearize_of_the_operator_is_what_a_linear_solver_uses():
 
 def test_nonlinear_minimiser_is_stationary_and_reported():
     step = as_analysis_step(
-        optx.LevenbergMarquardt(1e-9, 1e-9), background_cov=0.5, windowed=False
+        optx.LevenbergMarquardt(1e-7, 1e-7), background_cov=0.5, windowed=False
     )
     obs_op = lambda u: u**2  # noqa: E731
     found = step.analyse(
@@ -139,7 +139,7 @@ def test_nonlinear_minimiser_is_stationary_and_reported():
     cost = 0.5 * ((x - 1) ** 2 / 0.5 + (x**2 - 4) ** 2 / 0.8)
     np.testing.assert_allclose(found.cost, cost, rtol=1e-9)
     short = as_analysis_step(
-        optx.LevenbergMarquardt(1e-9, 1e-9), background_cov=0.5, windowed=False,
+        optx.LevenbergMarquardt(1e-7, 1e-7), background_cov=0.5, windowed=False,
         max_steps=1,
     )  # fmt: skip
     args = (jnp.array([1.0]), jnp.array([4.0]))
