@@ -52,7 +52,7 @@ def test_states_are_those_of_a_loop_and_of_exponax(count):
 def test_states_may_be_trees_of_any_dtype():
     def step(u):
         return {
-            "f": (u["f"] * jnp.float32(0.5),),
+            "f": (u["f"][0] * jnp.float32(0.5),),
             "n": u["n"] + 3,
             "z": u["z"] * 1j,
         }

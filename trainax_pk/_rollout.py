@@ -49,8 +49,9 @@ def rollout(
         States, leaves `(T, ...)`, or `(T + 1, ...)` with the initial one.
 
     Raises:
-        ValueError: A count below 1, too short a forcing, a missing key, a stepper that
-            changes shape or dtype, an adjoint of another layer.
+        ValueError: A count below 1, no state, too short a forcing, a missing key, a
+            stepper that cannot be called or changes shape or dtype, an adjoint of
+            another layer.
 
     Example:
         >>> import jax.numpy as jnp
@@ -67,6 +68,7 @@ def rollout(
             f"Expected `num_steps` to be a multiple of the stepper's bundle ({bundle}),"
             f" got {num_steps}. Pass {num_steps + bundle - num_steps % bundle}."
         )
+    _check_arguments(u0, time)
     u0 = jax.tree.map(lambda x: jnp.asarray(x)[None], u0)
     batch = Window(
         u0,
@@ -89,3 +91,16 @@ def rollout(
     if include_initial:
         states = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), u0, states)
     return states
+
+
+def _check_arguments(u0: PyTree[Array], time: PyTree[Array]) -> None:
+    if not jax.tree.leaves(u0):
+        raise ValueError(
+            f"Expected a state with at least one array, got {u0!r}. Pass the initial "
+            "state as `u0`."
+        )
+    if any(jnp.ndim(x) == 0 for x in jax.tree.leaves(time)):
+        raise ValueError(
+            "Expected `time` to have a leading axis of times on every leaf, got a "
+            "scalar. What holds for all times goes into `sample`."
+        )

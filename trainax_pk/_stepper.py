@@ -175,6 +175,11 @@ def check_step(
     num_steps: int,
 ) -> None:
     """The stepper must return what it was given: structure, shapes and dtypes."""
+    if not callable(stepper) and not isinstance(stepper, Stepper):
+        raise ValueError(
+            f"Expected `{name}` to be callable, got {stepper!r}. Pass `u -> u_next`, or "
+            "a tx.Stepper."
+        )
     check_key(stepper, key, name)
     check_inputs(stepper, window, num_steps, name)
     out = jax.eval_shape(

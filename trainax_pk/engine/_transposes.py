@@ -234,7 +234,9 @@ def _relabel(eqn: Any, operands: list[Any]) -> list[Any] | None:
 def _elementwise(eqn: Any, operands: list[Any]) -> list[Any] | None:
     shape = _shape(eqn)
     full = [x for x in operands if isinstance(x, Put) and x.shape == shape]
-    if not full or any(len(jnp.shape(_shell(x))) not in (0, len(shape)) for x in operands):
+    if not full or any(
+        len(jnp.shape(_shell(x))) not in (0, len(shape)) for x in operands
+    ):
         return None
     order = full[0].axes
     sizes = tuple(shape[a] for a in order)
@@ -302,7 +304,8 @@ def _concatenate(eqn: Any, operands: list[Any]) -> list[Any] | None:
     lying = max(
         (x for x in operands if isinstance(x, Put)), key=lambda x: axis in x.axes
     ).lying
-    order = [a for a in lying if shape[a] != 1]
+    # An axis of length 1 in the result may be of length 0 in a part.
+    order = [a for a in lying if shape[a] != 1 or a == axis]
     parts = [_as_put(x).arranged(order) for x in operands]
     return [_put(lax.concatenate(parts, order.index(axis)), lying, shape)]
 
