@@ -159,7 +159,10 @@ def test_no_import_inside_a_function():
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        ("matplotlib", {"trainax_pk.demo._pictures", "trainax_pk.adjoint._report_plot"}),
+        (
+            "matplotlib",
+            {"trainax_pk.demo._pictures", "trainax_pk.adjoint._report_plot"},
+        ),
         ("tqdm", {"trainax_pk.trainer", "trainax_pk.compat", "trainax_pk.data"}),
         # Loaded by name where they are needed, see data/_extras.py.
         ("zarr", set()),

@@ -42,9 +42,9 @@ def test_links_lead_somewhere(page):
 def test_names_exist(page):
     text = page.read_text(encoding="utf-8")
     for name in sorted(set(re.findall(r"\btx\.([A-Za-z_][\w.]*\w)", text))):
-        assert any(
-            _has(module, name) for module in (trainax_pk, trainax_pk.compat)
-        ), f"{page.name} names tx.{name}"
+        assert any(_has(module, name) for module in (trainax_pk, trainax_pk.compat)), (
+            f"{page.name} names tx.{name}"
+        )
 
 
 @pages

@@ -50,9 +50,7 @@ def permute(
             length = a if r == a else jnp.where(h == b - 1, np.uint32(r), np.uint32(a))
             low = _add_modulo(low, _mix(h ^ tweak ^ key), length)
         else:
-            height = (
-                b if r == a else jnp.where(low < r, np.uint32(b), np.uint32(b - 1))
-            )
+            height = b if r == a else jnp.where(low < r, np.uint32(b), np.uint32(b - 1))
             h = _add_modulo(h, _mix(low ^ tweak ^ key), height)
     return h * jnp.uint32(a) + low
 

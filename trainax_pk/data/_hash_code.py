@@ -39,7 +39,9 @@ def is_library_file(file: str) -> bool:
     path = str(Path(file).resolve())
     if path.startswith(f"{_OWN}/"):
         return False
-    return any(path.startswith(f"{folder}/") for folder in _LIBRARY)
+    # Packages may be installed beside the interpreter's own folders, too.
+    installed = {"site-packages", "dist-packages"} & set(Path(path).parts)
+    return bool(installed) or any(path.startswith(f"{f}/") for f in _LIBRARY)
 
 
 def library_name(module_name: str, qualified_name: str) -> tuple[str, str]:
