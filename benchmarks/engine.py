@@ -62,7 +62,7 @@ def main() -> None:
     for row in rows():
         if options.rows and not any(word in row.name for word in options.rows):
             continue
-        found[row.name] = measure(row, rounds=7)
+        found[row.name] = measure(row, rounds=5)
         FIGURES.write_text(json.dumps(found, indent=1) + "\n")
     report([found[row.name] for row in rows() if row.name in found])
 
@@ -71,7 +71,7 @@ def report(found: list[dict[str, list[str]]]) -> None:
     header = ["case", "trainax", "loop", "scan", "scan, NWC", "trainer"]
     header += ["trainer / best by hand", "trainer / trainax", "chose"]
     body = (
-        "Milliseconds per update, medians of 7 interleaved rounds; the ratios are of "
+        "Milliseconds per update, medians of 5 interleaved rounds; the ratios are of "
         "speeds (above 1: the trainer is faster), medians over rounds.\n\n"
     )
     body += harness.table(header, [x["speed"] for x in found])
