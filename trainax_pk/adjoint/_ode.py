@@ -45,8 +45,8 @@ def solve_ode(
 
     * The solve is a scan of ⌈(t₁ − t₀)/dt₀⌉ equal steps under that adjoint. Where
       values are saved is decided once, before the loop, and not again when steps are
-      recomputed. diffrax's own checkpointed loop gives wrong gradients there on JAX
-      0.12 (`probe_checkpointed_gradients`).
+      recomputed. diffrax's own checkpointed loop can give wrong gradients there
+      (`probe_checkpointed_gradients`).
     * `SaveAt(steps=n)` returns as many entries as there are, without padding.
 
     Everything else goes to diffrax with `to_diffrax_adjoint(adjoint)`.

@@ -121,7 +121,7 @@ def to_diffrax_adjoint(spec: Any) -> diffrax.AbstractAdjoint:
     Adjoints of diffrax pass through. Any other object is matched by the name of its
     class: `DirectAdjoint`, `RecursiveCheckpointAdjoint(checkpoints)`,
     `BacksolveAdjoint`, `ImplicitAdjoint(linear_solver)`. The checkpointed one refuses
-    what diffrax is known to differentiate wrongly on this JAX; `solve_ode` does not
+    what diffrax is known to differentiate wrongly; `solve_ode` does not
     depend on it where steps are fixed.
 
     Args:
