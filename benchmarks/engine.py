@@ -77,8 +77,9 @@ def report(found: list[dict[str, list[str]]]) -> None:
     body += harness.table(header, [x["speed"] for x in found])
     body += (
         "\n\nFirst calls, compilation and choice included, seconds for the number of "
-        "updates given (the scan by hand has its loop over time scanned and runs at "
-        "most 100,000 / rollout updates; trainax: 300, the rest at its rate):\n\n"
+        "updates given, except for the scan by hand, which has its loop over time "
+        "scanned and runs at most 100,000 / rollout updates, 60 / rollout in rows of at "
+        "most 1500; trainax: 300 (60 / rollout) and the rest at its rate.\n\n"
     )
     body += harness.table(
         ["case", "updates", "trainer", "of this choosing", "scan by hand", "trainax"],

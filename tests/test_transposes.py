@@ -192,4 +192,4 @@ def test_a_convolution_network_keeps_the_order_of_its_convolutions(dims):
         return count
 
     # What is left: both operands of each gradient by a kernel, states between steps.
-    assert moved(new) < moved(fast)
+    assert moved(new) + 2 <= moved(fast)

@@ -207,7 +207,9 @@ class _Hasher:
             self.add(state[name], f"{where}.{name}")
 
     def _add_library(self, x: Any) -> None:
-        module, name = _home(x)
+        self._add_library_name(*_home(x))
+
+    def _add_library_name(self, module: str, name: str) -> None:
         dotted, version = code_identity.library_name(module, name)
         self.token(f"library:{dotted}@{version}")
 
@@ -285,8 +287,7 @@ class _Hasher:
                 break
             if code_identity.is_library(value.__name__):
                 rest = ".".join(attributes[i:])
-                dotted, version = code_identity.library_name(value.__name__, rest)
-                self.token(f"library:{dotted}@{version}")
+                self._add_library_name(value.__name__, rest)
                 return
             value = getattr(value, attribute, None)
         self.token(f"global:{'.'.join((root, *attributes))}")

@@ -10,9 +10,8 @@ import numpy as np
 
 Family = Literal["loop", "scan"]
 
-# What a loop on the device may save of an update that is long against its dispatch:
-# measured, a quarter for the convolutions of benchmarks/engine.py, since its buffers
-# stay where they are.
+# What a loop on the device is assumed to save, at most, of an update that is long
+# against its dispatch: its buffers stay where they are.
 _SAVING = 0.25
 _ROUNDS = 5
 _PROBE_SECONDS = 0.25
