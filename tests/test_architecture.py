@@ -14,7 +14,7 @@ ROOT = Path(trainax_pk.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # Bottom to top. A file imports from layers below it, or from its own layer.
 LAYERS = [
-    {"_types"},
+    {"_types", "_files"},
     {"_tree", "_fourier", "loss", "metrics", "sample_data"},
     {"_batch"},
     {"adjoint"},

@@ -19,6 +19,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trainax_pk._files import LocalFiles, seal, unseal
 from trainax_pk.data import (
     CacheDamaged,
     CachedDataset,
@@ -27,8 +28,7 @@ from trainax_pk.data import (
     SimulationDataset,
     StepperModel,
 )
-from trainax_pk.data._cache_files import LocalFiles
-from trainax_pk.data._cache_manifest import make_leaves, seal, unseal
+from trainax_pk.data._cache_manifest import make_leaves
 from trainax_pk.data._tfrecord_store import masked_crc32c
 from trainax_pk.data._zarr_store import ZarrStore
 

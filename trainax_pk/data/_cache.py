@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from trainax_pk._files import AbstractFiles, find_damage, read_sealed, seal
 from trainax_pk._tree import check_count, check_flag
-from trainax_pk.data._cache_files import AbstractFiles, open_files
+from trainax_pk.data._cache_files import open_files
 from trainax_pk.data._cache_generate import (
     check_ours,
     generate,
@@ -24,10 +25,7 @@ from trainax_pk.data._cache_manifest import (
     SCHEMA,
     CacheDamaged,
     Layout,
-    find_damage,
     ledger_name,
-    read_sealed,
-    seal,
 )
 from trainax_pk.data._cache_store import AbstractStore
 from trainax_pk.data._parquet_store import ParquetStore

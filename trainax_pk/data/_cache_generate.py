@@ -9,7 +9,13 @@ import numpy as np
 from jaxtyping import PyTree
 from tqdm.auto import tqdm
 
-from trainax_pk.data._cache_files import AbstractFiles
+from trainax_pk._files import (
+    AbstractFiles,
+    find_damage,
+    fingerprints,
+    read_sealed,
+    seal,
+)
 from trainax_pk.data._cache_manifest import (
     FINISHING,
     HEADER,
@@ -18,12 +24,8 @@ from trainax_pk.data._cache_manifest import (
     METADATA,
     CacheDamaged,
     Layout,
-    find_damage,
-    fingerprints,
     ledger_name,
     make_leaves,
-    read_sealed,
-    seal,
 )
 from trainax_pk.data._cache_store import AbstractStore, Rows
 

@@ -3,14 +3,11 @@
 import dataclasses
 import json
 import re
-import zlib
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
-
-from trainax_pk.data._cache_files import AbstractFiles
 
 SCHEMA = 1
 HEADER = "header.json"
@@ -132,58 +129,6 @@ def make_leaves(spec: PyTree[Any]) -> tuple[Leaf, ...]:
     return tuple(leaves)
 
 
-def seal(value: dict[str, Any]) -> bytes:
-    """JSON in one canonical form, with a checksum of the rest."""
-    body = _canonical(value)
-    return _canonical({**value, "checksum": f"{zlib.crc32(body):08x}"})
-
-
-def unseal(content: bytes) -> dict[str, Any] | None:
-    """What `seal` was given, or None if a single byte differs."""
-    try:
-        value = json.loads(content)
-        value.pop("checksum")
-    except (ValueError, KeyError, AttributeError, TypeError):
-        return None
-    # Bytes, not values: JSON has several spellings of one value.
-    return value if seal(value) == content else None
-
-
-def read_sealed(files: AbstractFiles, name: str) -> dict[str, Any] | None:
-    """Content of a sealed file, None if there is none or it is damaged."""
-    try:
-        return unseal(files.read(name))
-    except FileNotFoundError:
-        return None
-
-
-def fingerprints(files: AbstractFiles, names: list[str]) -> dict[str, list[int]]:
-    """Size and checksum of files, as they lie there."""
-    return {name: [files.size(name), files.checksum(name)] for name in names}
-
-
-def find_damage(
-    files: AbstractFiles, expected: dict[str, list[int]], *, full: bool
-) -> str | None:
-    """The first file that is not as it was written, and how; None if all are.
-
-    Without `full` sizes alone are compared.
-    """
-    for name, (size, checksum) in expected.items():
-        found = files.size(name)
-        if found is None:
-            return f"{name} is missing"
-        if found != size:
-            return f"{name} has {found} bytes, {size} were written"
-        if full and files.checksum(name) != checksum:
-            return f"{name} has another checksum than what was written"
-    return None
-
-
 def ledger_name(chunk: int) -> str:
     """File that says that a chunk is whole."""
     return f"{LEDGER}/{chunk:08d}.json"
-
-
-def _canonical(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, sort_keys=True, indent=1) + "\n").encode()

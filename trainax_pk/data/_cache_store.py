@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from trainax_pk.data._cache_files import AbstractFiles
+from trainax_pk._files import AbstractFiles
 from trainax_pk.data._cache_manifest import Layout
 
 Rows = dict[str, np.ndarray]

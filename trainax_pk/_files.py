@@ -1,0 +1,260 @@
+"""Files that survive: durable writes, checksums, sealed notes, and locks."""
+
+import abc
+import contextlib
+import json
+import os
+import shutil
+import socket
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+_PIECE = 2**22
+
+
+class AbstractFiles(abc.ABC):
+    """A folder of named files, local or remote. Names are relative, with slashes.
+
+    To add one: implement the abstract methods. `write` must be atomic: a reader sees
+    the old content or the new one.
+    """
+
+    @abc.abstractmethod
+    def url(self, name: str) -> str:
+        """Where a file is, in a form that the formats' libraries take."""
+
+    @abc.abstractmethod
+    def read(self, name: str) -> bytes:
+        """Content of a file. Raises FileNotFoundError."""
+
+    @abc.abstractmethod
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a file whole, durably."""
+
+    @abc.abstractmethod
+    def settle(self, names: list[str]) -> None:
+        """Makes files durable that another library has written."""
+
+    @abc.abstractmethod
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, or None if there is none."""
+
+    @abc.abstractmethod
+    def checksum(self, name: str) -> int:
+        """CRC-32 of a file's bytes."""
+
+    @abc.abstractmethod
+    def names(self) -> list[str]:
+        """All files, sorted."""
+
+    @abc.abstractmethod
+    def make(self) -> None:
+        """Makes the folder."""
+
+    @abc.abstractmethod
+    def remove(self, name: str = "") -> None:
+        """Removes a file or folder, or all of it."""
+
+    @abc.abstractmethod
+    def locked(self, timeout: float) -> contextlib.AbstractContextManager[None]:
+        """Holds the folder against other writers. Raises TimeoutError."""
+
+
+class LocalFiles(AbstractFiles):
+    """A folder of this machine, or of a file system that is mounted here."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def url(self, name: str) -> str:
+        return str(self.root / name)
+
+    def read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+    def write(self, name: str, content: bytes) -> None:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+    def settle(self, names: list[str]) -> None:
+        folders = set()
+        for name in names:
+            path = self.root / name
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            folders.update(p for p in path.parents if p.is_relative_to(self.root))
+        for folder in sorted(folders):
+            sync_folder(folder)
+
+    def size(self, name: str) -> int | None:
+        try:
+            return (self.root / name).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def checksum(self, name: str) -> int:
+        value = 0
+        with (self.root / name).open("rb") as file:
+            while piece := file.read(_PIECE):
+                value = zlib.crc32(piece, value)
+        return value
+
+    def names(self) -> list[str]:
+        if not self.root.is_dir():
+            return []
+        paths = (p for p in self.root.rglob("*") if p.is_file())
+        return sorted(p.relative_to(self.root).as_posix() for p in paths)
+
+    def make(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+
+    def remove(self, name: str = "") -> None:
+        path = self.root / name if name else self.root
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            sync_folder(path.parent)
+
+    @contextlib.contextmanager
+    def locked(self, timeout: float) -> Iterator[None]:
+        # Beside the folder, so that removing the folder does not remove a held lock.
+        path = self.root.with_name(f"{self.root.name}.lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with hold_lock(
+            path, timeout, self.root.name, "Wait for it (lock_timeout=), or end it."
+        ):
+            yield
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path, timeout: float, what: str, remedy: str) -> Iterator[None]:
+    """Holds a lock file that no second process can hold.
+
+    The kernel lets go of it when the process ends, however it ends: a lock file that was
+    left behind holds nobody up. Its content is for people.
+
+    Args:
+        path: The file; made where there is none, and left there.
+        timeout: Seconds to wait for another holder.
+        what: What is locked, for the message.
+        remedy: What to do, for the message.
+
+    Raises:
+        TimeoutError: Another process holds it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _acquire(descriptor, path, timeout, what, remedy)
+        holder = {"pid": os.getpid(), "host": socket.gethostname()}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes names in a folder durable: those that came, and those that went."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def seal(value: dict[str, Any]) -> bytes:
+    """JSON in one canonical form, with a checksum of the rest."""
+    body = _canonical(value)
+    return _canonical({**value, "checksum": f"{zlib.crc32(body):08x}"})
+
+
+def unseal(content: bytes) -> dict[str, Any] | None:
+    """What `seal` was given, or None if a single byte differs."""
+    try:
+        value = json.loads(content)
+        value.pop("checksum")
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return None
+    # Bytes, not values: JSON has several spellings of one value.
+    return value if seal(value) == content else None
+
+
+def read_sealed(files: AbstractFiles, name: str) -> dict[str, Any] | None:
+    """Content of a sealed file, None if there is none or it is damaged."""
+    try:
+        return unseal(files.read(name))
+    except FileNotFoundError:
+        return None
+
+
+def fingerprints(files: AbstractFiles, names: list[str]) -> dict[str, list[int]]:
+    """Size and checksum of files, as they lie there."""
+    return {name: [files.size(name), files.checksum(name)] for name in names}
+
+
+def find_damage(
+    files: AbstractFiles, expected: dict[str, list[int]], *, full: bool
+) -> str | None:
+    """The first file that is not as it was written, and how; None if all are.
+
+    Without `full` sizes alone are compared.
+    """
+    for name, (size, checksum) in expected.items():
+        found = files.size(name)
+        if found is None:
+            return f"{name} is missing"
+        if found != size:
+            return f"{name} has {found} bytes, {size} were written"
+        if full and files.checksum(name) != checksum:
+            return f"{name} has another checksum than what was written"
+    return None
+
+
+def _acquire(
+    descriptor: int, path: Path, timeout: float, what: str, remedy: str
+) -> None:
+    if fcntl is None:
+        raise OSError(
+            "no lock of this system ends with its process; write where fcntl is "
+            "available"
+        )
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                holder = os.pread(descriptor, 4096, 0).decode(errors="replace")
+                raise TimeoutError(
+                    f"Expected no other writer of {what}, got one that holds "
+                    f"{path}: {holder or 'unknown'}. {remedy}"
+                ) from None
+            time.sleep(0.05)
+
+
+def _canonical(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, sort_keys=True, indent=1) + "\n").encode()
