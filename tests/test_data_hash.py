@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import trainax_pk as tx
 from trainax_pk.data import (
     BoxUniform,
     Normal,
@@ -22,6 +23,7 @@ from trainax_pk.data import (
     Parametric,
     SimulationDataset,
     StepperModel,
+    _hash_code,
     hash_content,
 )
 
@@ -215,6 +217,21 @@ def test_cycles_end():
     loop = [1.0]
     loop.append(loop)
     assert len({hash_content(even), hash_content(odd), hash_content(loop)}) == 3
+
+
+def test_without_versions_an_upgrade_changes_nothing(monkeypatch):
+    def f(u):
+        return jnp.sin(falls(u))
+
+    one = tx.configuration.Supervised(2)
+    before = hash_content(f, versions=False), hash_content(f)
+    monkeypatch.setattr(_hash_code, "version_of", lambda top: "99")
+    assert hash_content(f, versions=False) == before[0]
+    assert hash_content(f) != before[1]
+    # This package's own code is not walked either; what an object holds is.
+    assert hash_content(one, versions=False) != hash_content(one)
+    two = tx.configuration.Supervised(3)
+    assert hash_content(one, versions=False) != hash_content(two, versions=False)
 
 
 def test_what_knows_its_content_is_asked():

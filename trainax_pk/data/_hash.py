@@ -10,7 +10,7 @@ import pathlib
 import struct
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from trainax_pk.data import _hash_code as code_identity
 _SCHEME = "trainax_pk-hash-1"
 
 
-def hash_content(*parts: Any) -> str:
+def hash_content(*parts: Any, versions: bool = True) -> str:
     """SHA-256 of everything that the parts compute with.
 
     Values count: numbers with their type, arrays with dtype, shape and bytes (NumPy and
@@ -39,6 +39,8 @@ def hash_content(*parts: Any) -> str:
 
     Args:
         *parts: Anything made of the above.
+        versions: Without, installed packages and this one count by name alone, so that
+            an upgrade changes nothing.
 
     Returns:
         64 hexadecimal digits.
@@ -56,7 +58,7 @@ def hash_content(*parts: Any) -> str:
         >>> first == hash_content(lambda t: -g * t, jnp.arange(3))
         False
     """
-    hasher = _Hasher()
+    hasher = _Hasher(versions=versions)
     hasher.token(_SCHEME)
     for i, part in enumerate(parts):
         hasher.add(part, f"part {i}")
@@ -78,7 +80,12 @@ def precision_flags() -> dict[str, Any]:
 
 
 class _Hasher:
-    def __init__(self) -> None:
+    def __init__(self, *, versions: bool = True) -> None:
+        self._versions = versions
+        self._hash = functools.partial(hash_content, versions=versions)
+        known, own = code_identity, not versions
+        self._is_library = functools.partial(known.is_library, own=own)
+        self._is_library_file = functools.partial(known.is_library_file, own=own)
         self._sha = hashlib.sha256()
         # Objects on the way down, to end cycles; code that was walked is not again.
         self._open: list[int] = []
@@ -153,7 +160,7 @@ class _Hasher:
             self._add_sequence(x, where)
         elif isinstance(x, set | frozenset):
             self.token("set")
-            for digest in sorted(hash_content(item) for item in x):
+            for digest in sorted(self._hash(item) for item in x):
                 self.token(digest)
         elif isinstance(x, functools.partial):
             self.token("partial")
@@ -168,14 +175,14 @@ class _Hasher:
             self._add_function(x, where)
         elif isinstance(x, type):
             self._add_class(x, where)
-        elif _named_in_library(x):
+        elif _named_in_library(x, self._is_library):
             self._add_library(x)
         else:
             self._add_instance(x, where)
 
     def _add_mapping(self, x: Mapping, where: str) -> None:
         self.token(f"mapping:{len(x)}")
-        for digest, key in sorted((hash_content(k), k) for k in x):
+        for digest, key in sorted((self._hash(k), k) for k in x):
             self.token(digest)
             self.add(x[key], f"{where}[{key!r}]")
 
@@ -211,10 +218,10 @@ class _Hasher:
 
     def _add_library_name(self, module: str, name: str) -> None:
         dotted, version = code_identity.library_name(module, name)
-        self.token(f"library:{dotted}@{version}")
+        self.token(f"library:{dotted}@{version if self._versions else ''}")
 
     def _add_class(self, cls: type, where: str) -> None:
-        if code_identity.is_library(cls.__module__):
+        if self._is_library(cls.__module__):
             self._add_library(cls)
             return
         self.token(f"class:{cls.__qualname__.rsplit('.', 1)[-1]}")
@@ -236,15 +243,13 @@ class _Hasher:
     def _add_method(self, function: types.FunctionType, where: str) -> None:
         # A dataclass writes methods of its own; equinox wraps in code of its own.
         generated = function.__code__.co_filename == "<string>"
-        if not generated and not code_identity.is_library_file(
-            function.__code__.co_filename
-        ):
+        if not generated and not self._is_library_file(function.__code__.co_filename):
             self._add_function(function, where)
 
     def _add_function(self, f: types.FunctionType, where: str) -> None:
         wrapped = getattr(f, "__wrapped__", None)
-        library = code_identity.is_library(f.__module__ or "")
-        if library or code_identity.is_library_file(f.__code__.co_filename):
+        library = self._is_library(f.__module__ or "")
+        if library or self._is_library_file(f.__code__.co_filename):
             if wrapped is not None and callable(wrapped):
                 self.token(f"wrapper:{f.__code__.co_name}")
                 self.add(wrapped, where)
@@ -285,7 +290,7 @@ class _Hasher:
         for i, attribute in enumerate(attributes):
             if not isinstance(value, types.ModuleType):
                 break
-            if code_identity.is_library(value.__name__):
+            if self._is_library(value.__name__):
                 rest = ".".join(attributes[i:])
                 self._add_library_name(value.__name__, rest)
                 return
@@ -364,7 +369,7 @@ def _home(x: Any) -> tuple[str, str]:
     return str(module), str(name)
 
 
-def _named_in_library(x: Any) -> bool:
+def _named_in_library(x: Any, is_library: Callable[[str], bool]) -> bool:
     """A function object of a library: ufuncs, builtins, jitted functions."""
     if isinstance(x, types.BuiltinFunctionType | np.ufunc):
         return True
@@ -372,7 +377,7 @@ def _named_in_library(x: Any) -> bool:
     name = getattr(x, "__name__", None)
     if not callable(x) or not isinstance(module, str) or not isinstance(name, str):
         return False
-    return "<locals>" not in _home(x)[1] and code_identity.is_library(module)
+    return "<locals>" not in _home(x)[1] and is_library(module)
 
 
 def _state(x: Any) -> dict[str, Any] | None:

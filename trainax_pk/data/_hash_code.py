@@ -21,11 +21,14 @@ _LIBRARY = tuple(
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
-def is_library(module_name: str) -> bool:
-    """Whether a module is installed or built in, hence known by name and version."""
+def is_library(module_name: str, *, own: bool = False) -> bool:
+    """Whether a module is installed or built in, hence known by name and version.
+
+    This package is not, unless `own` says so.
+    """
     top = module_name.split(".")[0]
     if top in (_OWN.name, "__main__"):
-        return False
+        return own and top == _OWN.name
     if top in sys.stdlib_module_names or top in sys.builtin_module_names:
         return True
     file = getattr(sys.modules.get(module_name), "__file__", None)
@@ -34,11 +37,11 @@ def is_library(module_name: str) -> bool:
     return is_library_file(file)
 
 
-def is_library_file(file: str) -> bool:
+def is_library_file(file: str, *, own: bool = False) -> bool:
     """Whether a file lies where packages are installed."""
     path = str(Path(file).resolve())
     if path.startswith(f"{_OWN}/"):
-        return False
+        return own
     # Packages may be installed beside the interpreter's own folders, too.
     installed = {"site-packages", "dist-packages"} & set(Path(path).parts)
     return bool(installed) or any(path.startswith(f"{f}/") for f in _LIBRARY)
