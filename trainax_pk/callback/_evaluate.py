@@ -98,6 +98,11 @@ class Validation(AbstractCallback):
         check_callback(every, name)
         self.configuration = configuration
         self.windows = as_items(data, lambda _: configuration.num_times - 1)
+        if self.windows.residency == "disk":
+            raise ValueError(
+                "Expected held-out data that fit into memory, got a dataset beyond its "
+                "memory budget. Pass the trajectories of fewer samples."
+            )
         self.every = every
         self.batch_size = min(batch_size, len(self.windows))
         self.use_ema = check_flag("use_ema", use_ema)

@@ -19,6 +19,7 @@ from trainax_pk.data._forward import (
 )
 from trainax_pk.data._forward_diffrax import DiffraxModel
 from trainax_pk.data._hash import hash_content
+from trainax_pk.data._items import as_items
 from trainax_pk.data._order import AbstractOrder, SequentialOrder, ShuffledOrder
 from trainax_pk.data._prior import (
     AbstractPrior,
@@ -30,11 +31,12 @@ from trainax_pk.data._prior import (
     Product,
 )
 from trainax_pk.data._prior_fields import FourierField, GaussianRandomField
-from trainax_pk.data._samples import Samples, as_items
+from trainax_pk.data._samples import Samples
 from trainax_pk.data._simulation import SimulationDataset
 from trainax_pk.data._simulation_run import Simulated
 from trainax_pk.data._simulation_windows import SimulatedWindows
 from trainax_pk.data._split import Split, split_by_time, split_by_trajectory
+from trainax_pk.data._stored_windows import StoredWindows
 from trainax_pk.data._trajectories import Trajectories, as_trajectories
 from trainax_pk.data._windows import WindowLayout, Windows
 
@@ -70,6 +72,7 @@ __all__ = [
     "SimulationDataset",
     "Split",
     "StepperModel",
+    "StoredWindows",
     "Trajectories",
     "WindowLayout",
     "Windows",

@@ -25,7 +25,9 @@ from trainax_pk.data._cache_manifest import (
     SCHEMA,
     CacheDamaged,
     Layout,
+    Leaf,
     ledger_name,
+    make_leaves,
 )
 from trainax_pk.data._cache_store import AbstractStore
 from trainax_pk.data._parquet_store import ParquetStore
@@ -63,6 +65,8 @@ class CachedDataset:
         cache_dir: Local path, or an fsspec URL. Remote stores have no lock: see to it
             that one process writes.
         format: "zarr", "parquet" or "tfrecord".
+        memory_budget: Bytes that generation and training may hold, or None.
+        element_spec: Shapes and dtypes of one row.
         num_failed: Failed samples of the source, of those that are stored.
 
     Example:
@@ -88,6 +92,7 @@ class CachedDataset:
         *,
         chunk_size: int | None = None,
         compression: str | None = "auto",
+        memory_budget: int | None = None,
         lock_timeout: float = 0.0,
         progress: bool = False,
     ) -> None:
@@ -102,6 +107,10 @@ class CachedDataset:
                 chunks of about 32 MiB. A cache that exists keeps its own.
             compression: "lz4", "zstd", for parquet "snappy" as well, or None; "auto"
                 for the fastest of them.
+            memory_budget: Bytes that generation and training may hold of the data. A
+                trainer streams data that need more; generation makes smaller chunks.
+                None: data up to half of the machine's memory are trained on in memory,
+                larger ones streamed through 512 MiB.
             lock_timeout: Seconds to wait for another writer of the same cache.
             progress: Show samples per second and the time left while generating.
 
@@ -133,18 +142,22 @@ class CachedDataset:
             )
         if chunk_size is not None:
             check_count("chunk_size", chunk_size)
+        if memory_budget is not None:
+            check_count("memory_budget", memory_budget)
         if not lock_timeout >= 0:
             raise ValueError(f"Expected `lock_timeout` >= 0, got {lock_timeout!r}.")
         self.source, self.cache_dir, self.format = source, cache_dir, format
+        self.memory_budget = memory_budget
         self.num_failed = 0
         self._options = {
             "chunk_size": chunk_size,
             "compression": compression,
+            "memory_budget": memory_budget,
             "lock_timeout": lock_timeout,
             "progress": check_flag("progress", progress),
         }
         self._hash = source.content_hash()
-        self._spec = row_spec(source)
+        self.element_spec = row_spec(source)
         self._store: AbstractStore | None = None
 
     @property
@@ -160,6 +173,22 @@ class CachedDataset:
     def num_times(self) -> int | None:
         """Times of a trajectory of the source, None if it holds none."""
         return getattr(self.source, "num_times", None)
+
+    @property
+    def is_parametric(self) -> bool:
+        """Whether the source's physics depend on its parameters."""
+        return getattr(self.source, "is_parametric", False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows in memory."""
+        return len(self) * sum(x.nbytes for x in make_leaves(self.element_spec))
+
+    @property
+    def leaves(self) -> PyTree[Leaf]:
+        """What the store calls the arrays of a row, in the structure of a row."""
+        treedef = jax.tree.structure(self.element_spec)
+        return jax.tree.unflatten(treedef, make_leaves(self.element_spec))
 
     def with_split(self, split: str) -> "CachedDataset":
         """The cache of another split of the source.
@@ -178,7 +207,7 @@ class CachedDataset:
 
     def __getitem__(self, indices: Any) -> PyTree[Any]:
         """Rows of an index, a slice or an integer array, as the source gives them."""
-        store = self._open()
+        store = self.open()
         rows = as_rows(indices, len(self))
         is_slice = isinstance(indices, slice) and indices.step in (None, 1)
         if is_slice and len(rows):
@@ -186,7 +215,7 @@ class CachedDataset:
         else:
             found = store.take(rows)
         leaves = [found[leaf.name] for leaf in store.layout.leaves]
-        tree = jax.tree.unflatten(jax.tree.structure(self._spec), leaves)
+        tree = jax.tree.unflatten(jax.tree.structure(self.element_spec), leaves)
         if isinstance(indices, (int, np.integer)):
             return jax.tree.map(lambda x: x[0], tree)
         return tree
@@ -198,7 +227,7 @@ class CachedDataset:
 
     def chunks(self) -> Iterator[PyTree[Any]]:
         """Rows with a leading axis, a stored chunk at a time."""
-        layout = self._open().layout
+        layout = self.open().layout
         for chunk in range(layout.num_chunks):
             yield self[slice(*layout.rows(chunk))]
 
@@ -218,8 +247,7 @@ class CachedDataset:
                 "num_steps to the SimulationDataset."
             )
         params, output = self[:]
-        conditioned = getattr(self.source, "is_parametric", False)
-        return Trajectories(output, sample=params if conditioned else None)
+        return Trajectories(output, sample=params if self.is_parametric else None)
 
     def generate(self) -> None:
         """Makes what is missing; returns at once if nothing is.
@@ -231,7 +259,7 @@ class CachedDataset:
             CacheDamaged: A finished cache is not what was written.
             ValueError: A directory that is no cache, or one of another schema.
         """
-        self._open()
+        self.open()
 
     def verify(self, *, full: bool = False) -> None:
         """Compares what lies there with what was written.
@@ -243,7 +271,7 @@ class CachedDataset:
             CacheDamaged: Something differs; the message names every damaged chunk and
                 its file.
         """
-        self._open()
+        self.open()
         manifest = self._read_manifest(self._files())
         check_flag("full", full)
         damage = self._damage(manifest, full=full)
@@ -275,7 +303,7 @@ class CachedDataset:
                     files.write(ledger_name(chunk), seal({**entry, "chunk": chunk}))
             files.remove(MANIFEST)
         self._store = None
-        self._open()
+        self.open()
 
     def invalidate(self) -> None:
         """Deletes this cache; the next read makes it anew.
@@ -298,7 +326,8 @@ class CachedDataset:
     def _files(self) -> AbstractFiles:
         return open_files(self.cache_dir, f"{self._hash[:40]}-{self.format}")
 
-    def _open(self) -> AbstractStore:
+    def open(self) -> AbstractStore:
+        """The store, made and compared with its manifest if that has not been done."""
         if self._store is not None:
             return self._store
         files = self._files()
@@ -372,11 +401,12 @@ class CachedDataset:
                         files,
                         plan_layout(
                             self.source,
-                            self._spec,
+                            self.element_spec,
                             self._hash,
                             self.format,
                             self._options["chunk_size"],
                             self._options["compression"],
+                            self.memory_budget,
                         ),
                         _STORES[self.format],
                         self._layout_of,

@@ -28,6 +28,10 @@ class RemoteFiles(AbstractFiles):
     def read(self, name: str) -> bytes:
         return self._fs.cat_file(self._path(name))
 
+    def read_part(self, name: str, start: int, length: int) -> bytes:
+        end = start + length or None
+        return self._fs.cat_file(self._path(name), start=start, end=end)
+
     def write(self, name: str, content: bytes) -> None:
         self._fs.pipe_file(self._path(name), content)
 

@@ -40,12 +40,17 @@ def plan_layout(
     format: str,
     chunk_size: int | None,
     compression: str | None,
+    memory_budget: int | None = None,
 ) -> Layout:
     """How a new cache is laid out."""
     leaves = make_leaves(spec)
     if chunk_size is None:
         row_bytes = max(1, sum(leaf.nbytes for leaf in leaves))
-        chunk_size = max(1, _CHUNK_BYTES // row_bytes)
+        chunk_bytes = _CHUNK_BYTES
+        if memory_budget is not None:
+            # One is simulated, with its blocks; one is encoded and written.
+            chunk_bytes = min(chunk_bytes, memory_budget // 8)
+        chunk_size = max(1, chunk_bytes // row_bytes)
         block = getattr(source, "block_size", 1)
         # Whole blocks, since a part of one costs as much; within the memory budget.
         chunk_size = max(block, chunk_size // block * block)

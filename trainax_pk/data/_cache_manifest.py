@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-SCHEMA = 1
+# 2: pieces of 64 KiB, also along the first axis of a row.
+SCHEMA = 2
 HEADER = "header.json"
 METADATA = "metadata.json"
 MANIFEST = "manifest.json"
@@ -48,6 +49,11 @@ class Leaf:
     name: str
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def length(self) -> int:
+        """Entries along the first axis of a row: the times of a trajectory."""
+        return self.shape[0] if self.shape else 1
 
     @property
     def size(self) -> int:

@@ -6,18 +6,21 @@ from collections.abc import Callable
 import numpy as np
 
 from trainax_pk._files import AbstractFiles
-from trainax_pk.data._cache_manifest import Layout
+from trainax_pk.data._cache_manifest import Layout, Leaf
 
 Rows = dict[str, np.ndarray]
 
 
 class AbstractStore(abc.ABC):
-    """Rows in files of some format, written chunk by chunk.
+    """Rows in files of some format, written chunk by chunk and read piece by piece.
 
-    To add one: implement `create`, `write` and `read`, and name it in
-    `trainax_pk/data/_cache.py`. No two chunks may share a file, since a chunk is
-    verified, and written again, by its files. Writing a chunk twice must give the same
-    bytes. The contract tests of `tests/test_data_cache.py` run on every format.
+    A piece is what is read at once of one leaf: some rows, and some entries along the
+    first axis of a row, which are the times of a trajectory. It lies in one chunk.
+
+    To add one: implement the methods below, and name it in `trainax_pk/data/_cache.py`.
+    No two chunks may share a file, since a chunk is verified, and written again, by its
+    files. Writing a chunk twice must give the same bytes. The contract tests of
+    `tests/test_data_cache.py` and `tests/test_data_stream.py` run on every format.
 
     Attributes:
         layout: What is stored.
@@ -43,6 +46,16 @@ class AbstractStore(abc.ABC):
     @abc.abstractmethod
     def take(self, rows: np.ndarray) -> Rows:
         """Rows by number, in any order."""
+
+    @abc.abstractmethod
+    def piece_shape(self, leaf: Leaf) -> tuple[int, int]:
+        """Rows of a piece, and entries of a row's first axis."""
+
+    @abc.abstractmethod
+    def read_piece(self, leaf: Leaf, row: int, entry: int) -> np.ndarray:
+        """Piece `row` along the rows and `entry` along their first axis, as an array
+        `(rows, entries, ...)`; what lies beyond the end may be missing or padded. Any
+        thread may call it."""
 
 
 def take_by_chunk(

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 
+from trainax_pk.data._cache_manifest import Leaf
 from trainax_pk.data._cache_store import AbstractStore, Rows, take_by_chunk
 from trainax_pk.data._extras import load
 
@@ -58,13 +59,25 @@ class ParquetStore(AbstractStore):
         """Every part that holds a row is read once."""
         return take_by_chunk(self.layout, rows, self._read_chunk)
 
-    def _read_chunk(self, chunk: int) -> Rows:
+    def piece_shape(self, leaf: Leaf) -> tuple[int, int]:
+        """A column of a part: pages hold no whole number of rows."""
+        return self.layout.chunk_size, max(leaf.length, 1)
+
+    def read_piece(self, leaf: Leaf, row: int, entry: int) -> np.ndarray:
+        """A column of part `row`."""
+        del entry
+        column = self._read_chunk(row, (leaf,))[leaf.name]
+        return column.reshape(len(column), *self.piece_shape(leaf)[1:], *leaf.shape[1:])
+
+    def _read_chunk(self, chunk: int, leaves: tuple[Leaf, ...] = ()) -> Rows:
         parquet = load("pyarrow.parquet", "parquet")
         content = io.BytesIO(self.files.read(_name(chunk)))
-        table = parquet.read_table(content, page_checksum_verification=True)
+        leaves = leaves or self.layout.leaves
+        file = parquet.ParquetFile(content, page_checksum_verification=True)
+        table = file.read([leaf.name for leaf in leaves])
         start, stop = self.layout.rows(chunk)
         out = {}
-        for leaf in self.layout.leaves:
+        for leaf in leaves:
             column = table.column(leaf.name).combine_chunks()
             values = column.flatten().to_numpy(zero_copy_only=False)
             array = np.ascontiguousarray(values).view(np.dtype(leaf.dtype))

@@ -10,12 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from trainax_pk._batch import is_batch
-from trainax_pk.data._cache import CachedDataset
-from trainax_pk.data._simulation import SimulationDataset
-from trainax_pk.data._simulation_windows import SimulatedWindows
-from trainax_pk.data._trajectories import Trajectories, as_trajectories
-from trainax_pk.data._windows import Residency, Windows, resolve_residency
+from trainax_pk.data._windows import Residency, resolve_residency
 
 Indices = Int[Array | np.ndarray, " B"]
 
@@ -142,57 +137,3 @@ class Samples(eqx.Module):
             Leaves `(B, ...)`.
         """
         return self.layout.gather_host(self.arrays, indices)
-
-
-def as_items(
-    data: Samples | Trajectories | SimulationDataset | CachedDataset | PyTree[Any],
-    num_rollout_steps: Any,
-    *,
-    stride: int = 1,
-    only_initial: bool = False,
-    residency: Residency = "auto",
-) -> Samples | Windows | SimulatedWindows:
-    """What a trainer takes its batches from: samples as they are, else windows.
-
-    Args:
-        data: `Samples`, a `Batch1D` or `Batch2D` of all data, `Trajectories`, leaves
-            `(num_samples, num_times, ...)`, or a dataset of simulations, stored or on
-            the fly.
-        num_rollout_steps: `trajectories -> steps of a window`, for trajectories.
-        stride: Distance between the first times of windows.
-        only_initial: As for `Windows`.
-        residency: As for `Windows`.
-
-    Returns:
-        Samples or windows.
-
-    Raises:
-        ValueError: As `Samples` and `Windows`; a stride for samples, which have no
-            windows.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from trainax_pk.data import as_items
-        >>> len(as_items(jnp.ones((4, 11, 3)), lambda trajectories: 2))
-        36
-    """
-    if isinstance(data, SimulationDataset) and data.on_the_fly:
-        return data.windows(num_rollout_steps, stride=stride)
-    if isinstance(data, SimulationDataset | CachedDataset):
-        pairs = data.num_times is None
-        data = Samples(data[:], residency=residency) if pairs else data.trajectories()
-    if not (isinstance(data, Samples) or is_batch(data)):
-        trajectories = as_trajectories(data)
-        return Windows(
-            trajectories,
-            num_rollout_steps(trajectories),
-            stride=stride,
-            only_initial=only_initial,
-            residency=residency,
-        )
-    if stride != 1:
-        raise ValueError(
-            f"Expected window_stride=1 for samples, which are trained on whole, got "
-            f"{stride}. Cut windows out of trajectories instead."
-        )
-    return data if isinstance(data, Samples) else Samples(data, residency=residency)

@@ -1,6 +1,7 @@
 """Chunks as TFRecord files of `tf.train.Example`, readable by TensorFlow."""
 
 import dataclasses
+import functools
 import struct
 
 import numpy as np
@@ -41,6 +42,20 @@ class TFRecordStore(AbstractStore):
         """Every part that holds a row is read once."""
         return take_by_chunk(self.layout, rows, self._read_chunk)
 
+    def piece_shape(self, leaf: Leaf) -> tuple[int, int]:
+        """A row."""
+        return 1, max(leaf.length, 1)
+
+    def read_piece(self, leaf: Leaf, row: int, entry: int) -> np.ndarray:
+        """One record."""
+        del entry
+        chunk, i = divmod(row, self.layout.chunk_size)
+        size = record_bytes(self.layout.leaves)
+        content = self.files.read_part(_name(chunk), i * size, size)
+        where = f"record {i} of {_name(chunk)}"
+        values = decode(self.layout.leaves, content, 1, where)[leaf.name]
+        return values.reshape(*self.piece_shape(leaf), *leaf.shape[1:])
+
     def _read_chunk(self, chunk: int) -> Rows:
         start, stop = self.layout.rows(chunk)
         content = self.files.read(_name(chunk))
@@ -77,6 +92,11 @@ def encode(leaves: tuple[Leaf, ...], rows: Rows, count: int) -> bytes:
     return records.tobytes()
 
 
+def record_bytes(leaves: tuple[Leaf, ...]) -> int:
+    """Bytes of a framed record."""
+    return len(_template(leaves).payload) + 16
+
+
 def decode(leaves: tuple[Leaf, ...], content: bytes, count: int, where: str) -> Rows:
     """Rows of framed records.
 
@@ -84,7 +104,7 @@ def decode(leaves: tuple[Leaf, ...], content: bytes, count: int, where: str) -> 
         ValueError: A record that is not as `encode` makes it; it is named.
     """
     template = _template(leaves)
-    size = len(template.payload) + 16
+    size = record_bytes(leaves)
     if len(content) != count * size:
         raise ValueError(
             f"Expected {where} to hold {count} records of {size} bytes, got "
@@ -116,6 +136,7 @@ def masked_crc32c(data: bytes) -> int:
     return ((value >> 15 | value << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
 
+@functools.lru_cache(64)
 def _template(leaves: tuple[Leaf, ...]) -> _Template:
     """`Example{features{feature{key, value}}}` in protobuf's wire format.
 

@@ -58,7 +58,7 @@ class WindowLayout:
             State `(B, L, ...)` or `(B, 1, ...)`, sample `(B, ...)`, time `(B, L, ...)`.
             Memory beyond it is O(B).
         """
-        sample, start = self._locate(jnp.asarray(indices, jnp.int32))
+        sample, start = self.locate(jnp.asarray(indices, jnp.int32))
         state_length = 1 if self.only_initial else self.length
         return Window(
             jax.tree.map(
@@ -78,7 +78,7 @@ class WindowLayout:
         Returns:
             A window of NumPy arrays in the dtypes that JAX would give them.
         """
-        sample, start = self._locate(np.asarray(indices))
+        sample, start = self.locate(np.asarray(indices))
         state_length = 1 if self.only_initial else self.length
         rows, times = sample[:, None], start[:, None] + np.arange(self.length)
         return Window(
@@ -89,7 +89,8 @@ class WindowLayout:
             jax.tree.map(lambda x: _canonical(x[rows, times]), arrays.time),
         )
 
-    def _locate(self, indices: Any) -> tuple[Any, Any]:
+    def locate(self, indices: Any) -> tuple[Any, Any]:
+        """Sample, and first time, of the windows of some indices."""
         sample = indices // self.num_starts
         return sample, (indices - sample * self.num_starts) * self.stride
 

@@ -8,9 +8,11 @@ from trainax_pk.engine._fast_convolutions import (
     inspect_loops,
     platform_needs_it,
 )
-from trainax_pk.engine._feed import AbstractFeed, DeviceFeed, HostFeed, make_feed
+from trainax_pk.engine._feed import DeviceFeed, HostFeed, make_feed
+from trainax_pk.engine._feed_base import AbstractFeed
 from trainax_pk.engine._inspect import Work, inspect_work
 from trainax_pk.engine._rewrite import make_rewrite
+from trainax_pk.engine._stream_feed import StreamFeed
 
 __all__ = [
     "AbstractFeed",
@@ -19,6 +21,7 @@ __all__ = [
     "DeviceFeed",
     "Engine",
     "HostFeed",
+    "StreamFeed",
     "Work",
     "chunk_size",
     "fast_convolutions",

@@ -1,46 +1,18 @@
 """Where a program's batches come from."""
 
-import abc
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from trainax_pk.data import Samples, Windows
+from trainax_pk.data import Samples, StoredWindows, Windows
+from trainax_pk.engine._feed_base import AbstractFeed, pick_row
+from trainax_pk.engine._stream_feed import StreamFeed
 
 # Updates whose order is computed at once.
 _BLOCK = 512
-
-
-class AbstractFeed(eqx.Module):
-    """Batches of a run, by the number of the update that uses them.
-
-    To add one: subclass, implement `load`, which runs on the host before a program is
-    dispatched, and `plan` and `pick`, which are traced into the program. The batch of an
-    update must be a pure function of its number.
-    """
-
-    @abc.abstractmethod
-    def load(self, order: Any, start: int, count: int, size: int) -> PyTree[Array]:
-        """Arrays that the program of updates `start … start + count - 1` reads, of
-        shapes that depend on `size` >= `count` alone."""
-
-    @abc.abstractmethod
-    def plan(
-        self, arrays: PyTree[Array], start: Array, count: Array, size: int
-    ) -> PyTree[Array]:
-        """What is computed once for `count` of at most `size` updates, traced."""
-
-    @abc.abstractmethod
-    def pick(self, arrays: PyTree[Array], plan: PyTree[Array], i: Array) -> PyTree:
-        """Batch of the i-th update of a program of many updates, traced."""
-
-    @abc.abstractmethod
-    def single(self, arrays: PyTree[Array], start: Array, i: Array) -> PyTree[Array]:
-        """Batch of update `start + i`, i-th of its chunk, on its own, traced."""
 
 
 class DeviceFeed(AbstractFeed):
@@ -130,24 +102,25 @@ class HostFeed(AbstractFeed):
     def pick(self, arrays: PyTree[Array], plan: PyTree[Array], i: Array) -> PyTree:
         """Batch of one update."""
         del plan
-        return jax.tree.map(
-            lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), arrays
-        )
+        return pick_row(arrays, i)
 
     def single(self, arrays: PyTree[Array], start: Array, i: Array) -> PyTree[Array]:
         """Batch of one update."""
         del start
-        return self.pick(arrays, None, i)
+        return pick_row(arrays, i)
 
 
-def make_feed(windows: Windows | Samples) -> AbstractFeed:
+def make_feed(
+    windows: Windows | Samples | StoredWindows, num_updates: int = 2**31 - 1
+) -> AbstractFeed:
     """The feed that fits where the windows live.
 
     Args:
-        windows: Windows or samples of host or device residency.
+        windows: Windows or samples on the device, on the host or on disk.
+        num_updates: Updates of a run, beyond which nothing is read ahead.
 
     Returns:
-        A `HostFeed` or a `DeviceFeed`.
+        A `DeviceFeed`, a `HostFeed` or a `StreamFeed`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -156,4 +129,6 @@ def make_feed(windows: Windows | Samples) -> AbstractFeed:
         >>> type(tx.engine.make_feed(windows)).__name__
         'DeviceFeed'
     """
+    if windows.residency == "disk":
+        return StreamFeed(windows, num_updates)
     return HostFeed(windows) if windows.residency == "host" else DeviceFeed(windows)
