@@ -23,6 +23,7 @@ LAYERS = [
     {"configuration", "data"},
     {"step"},
     {"engine"},
+    {"checkpoint"},
     {"callback"},
     {"trainer"},
     {"compat", "demo"},
@@ -31,8 +32,8 @@ LAYERS = [
 WITHIN = {("_rollout", "_stepper"), ("loss", "_fourier"), ("metrics", "_fourier"),
           ("loss", "_tree"), ("metrics", "_tree"), ("sample_data", "_tree")}  # fmt: skip
 NAMESPACES = [
-    "adjoint", "callback", "configuration", "data", "engine", "loss", "metrics",
-    "sample_data", "solver", "step", "trainer", "compat", "compat.callback",
+    "adjoint", "callback", "checkpoint", "configuration", "data", "engine", "loss",
+    "metrics", "sample_data", "solver", "step", "trainer", "compat", "compat.callback",
     "compat.configuration", "compat.loss", "compat.sample_data", "compat.trainer",
 ]  # fmt: skip
 
@@ -167,6 +168,7 @@ def test_no_import_inside_a_function():
         # Loaded by name where they are needed, see data/_extras.py.
         ("zarr", set()),
         ("google_crc32c", set()),
+        ("orbax", set()),
         ("pyarrow", set()),
         ("fsspec", set()),
         ("xarray", set()),
@@ -296,6 +298,7 @@ _REPORTS = {
     "History",
     "Info",
     "Inputs",
+    "Match",
     "Record",
     "Simulated",
     "Split",

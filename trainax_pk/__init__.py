@@ -7,6 +7,7 @@ into train steps (pure functions), which trainers run.
 from trainax_pk import (
     adjoint,
     callback,
+    checkpoint,
     configuration,
     data,
     engine,
@@ -42,6 +43,7 @@ __all__ = [
     "Window",
     "adjoint",
     "callback",
+    "checkpoint",
     "configuration",
     "data",
     "engine",

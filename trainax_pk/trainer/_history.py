@@ -1,6 +1,7 @@
 """What a training run reports."""
 
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from trainax_pk.checkpoint._arrays import restore_leaf, to_host
 from trainax_pk.step import TrainState
 
 
@@ -45,6 +47,18 @@ class History(eqx.Module):
     program: str = eqx.field(static=True)
 
 
+class StoredRecord(NamedTuple):
+    """What a callback returned before a run was resumed.
+
+    Attributes:
+        steps: Numbers of updates done when it ran.
+        leaves: Leaves of its results stacked, on the host; None for what is no array.
+    """
+
+    steps: tuple[int, ...]
+    leaves: tuple[np.ndarray | None, ...]
+
+
 class HistoryBuilder:
     """Collects chunks and callback results without a host round trip."""
 
@@ -52,6 +66,7 @@ class HistoryBuilder:
         self._chunks: list[PyTree[Array]] = []
         self._values: dict[str, list[PyTree[Any]]] = {}
         self._steps: dict[str, list[int]] = {}
+        self._stored: dict[str, StoredRecord] = {}
 
     def add_chunk(self, records: PyTree[Array]) -> None:
         """Losses and gradient norms of a chunk."""
@@ -62,14 +77,111 @@ class HistoryBuilder:
         self._values.setdefault(name, []).append(value)
         self._steps.setdefault(name, []).append(step)
 
-    def build(self, state: TrainState, program: str) -> History:
-        """The history of all that was added."""
+    def so_far(
+        self, done: int
+    ) -> tuple[list[PyTree[Array]], Callable[[], dict[str, StoredRecord]]]:
+        """What was added of updates and callbacks before step `done`.
+
+        Returns:
+            The chunks, and a function that gathers the records on the host.
+        """
+        values = {
+            name: [v for s, v in zip(self._steps[name], held, strict=True) if s < done]
+            for name, held in self._values.items()
+        }
+        steps = {
+            n: tuple(s for s in held if s < done) for n, held in self._steps.items()
+        }
+        stored = dict(self._stored)
+
+        def gather() -> dict[str, StoredRecord]:
+            fresh = {n: _gather(steps[n], v) for n, v in values.items() if v}
+            return {
+                **stored,
+                **{n: _joined(stored.get(n), r) for n, r in fresh.items()},
+            }
+
+        return list(self._chunks), gather
+
+    def restore(
+        self, series: dict[str, np.ndarray], stored: dict[str, StoredRecord]
+    ) -> None:
+        """Takes up what another process gathered."""
+        self._chunks = [{name: jnp.array(x) for name, x in series.items()}]
+        self._stored = stored
+
+    def lacks(self, name: str) -> bool:
+        """Whether a callback has results, but none of this process to tell their form."""
+        return name in self._stored and not self._values.get(name)
+
+    def build(
+        self, state: TrainState, program: str, forms: Mapping[str, PyTree[Any]]
+    ) -> History:
+        """The history of all that was added.
+
+        Args:
+            state: Where training stands.
+            program: What ran.
+            forms: A result, to be left out, of each callback that `lacks` one.
+        """
         series = jax.tree.map(lambda *x: jnp.concatenate(x), *self._chunks)
         records = {
-            name: Record(tuple(self._steps[name]), _stack(values))
+            name: _with_stored(
+                Record(tuple(self._steps[name]), _stack(values)), self._stored.get(name)
+            )
             for name, values in self._values.items()
         }
+        for name, value in forms.items():
+            one = _with_stored(Record((-1,), _stack([value])), self._stored[name])
+            values = jax.tree.map(
+                lambda x: x[:-1] if eqx.is_array(x) else x, one.values
+            )
+            records[name] = Record(one.steps[:-1], values)
         return History(series["loss"], series["grad_norm"], records, state, program)
+
+
+def _gather(steps: tuple[int, ...], values: list[PyTree[Any]]) -> StoredRecord:
+    """Results stacked leaf by leaf on the host."""
+    columns = zip(*(jax.tree.leaves(v) for v in values), strict=True)
+    leaves = [
+        np.stack([to_host(x)[0] for x in column]) if _is_stackable(column[0]) else None
+        for column in columns
+    ]
+    return StoredRecord(steps, tuple(leaves))
+
+
+def _joined(old: StoredRecord | None, new: StoredRecord) -> StoredRecord:
+    if old is None or not _fits(old, new.leaves):
+        return new
+    leaves = [
+        None if a is None else np.concatenate([a, b])
+        for a, b in zip(old.leaves, new.leaves, strict=True)
+    ]
+    return StoredRecord(old.steps + new.steps, tuple(leaves))
+
+
+def _with_stored(record: Record, stored: StoredRecord | None) -> Record:
+    if stored is None:
+        return record
+    leaves, treedef = jax.tree.flatten(record.values)
+    hosts = [to_host(x)[0] if _is_stackable(x) else None for x in leaves]
+    if not _fits(stored, hosts):
+        return record
+    joined = [
+        x if old is None else jnp.concatenate([restore_leaf(old, x).astype(x.dtype), x])
+        for old, x in zip(stored.leaves, leaves, strict=True)
+    ]
+    return Record(stored.steps + record.steps, treedef.unflatten(joined))
+
+
+def _fits(stored: StoredRecord, leaves: Sequence[np.ndarray | None]) -> bool:
+    """Whether results have the form of those of a callback as it is now."""
+    shapes = [None if x is None else x.shape[1:] for x in stored.leaves]
+    return shapes == [None if x is None else x.shape[1:] for x in leaves]
+
+
+def _is_stackable(x: Any) -> bool:
+    return isinstance(x, int | float | np.generic | np.ndarray | jax.Array)
 
 
 def _stack(values: list[PyTree[Any]]) -> PyTree[Any]:

@@ -1,7 +1,9 @@
 """The training loop."""
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import equinox as eqx
@@ -13,12 +15,17 @@ from tqdm.auto import tqdm
 
 from trainax_pk._tree import check_count, check_flag
 from trainax_pk.callback import AbstractCallback, Context
+from trainax_pk.checkpoint import Policy, Segment
+from trainax_pk.checkpoint._identity import describe
+from trainax_pk.checkpoint._run import AbstractRun, NoRun, Run
 from trainax_pk.configuration import AbstractConfiguration
 from trainax_pk.data import Samples, ShuffledOrder, Trajectories, as_items
 from trainax_pk.engine import ChunkClock, Engine, chunk_size, make_feed
 from trainax_pk.step import TrainState, make_train_step
+from trainax_pk.trainer._checks import check_callbacks, window_steps
 from trainax_pk.trainer._failure import explain_failure
 from trainax_pk.trainer._history import History, HistoryBuilder
+from trainax_pk.trainer._saved import freeze, identify, thaw
 
 
 class Trainer:
@@ -33,6 +40,9 @@ class Trainer:
     Under `eqx.filter_vmap`, or with `ensemble=True`, all members train at once where that
     is faster, and one after another where it is not; the results are those of the
     members alone.
+
+    With `run_dir=` a run survives: killed at any instant and called again, it ends in
+    the same bits (docs/checkpoints.md).
     """
 
     def __init__(
@@ -53,6 +63,8 @@ class Trainer:
         window_stride: int = 1,
         residency: str = "auto",
         program: str = "auto",
+        checkpoints: Policy | None = None,
+        log_every: int = 100,
         progress: bool = True,
     ) -> None:
         """Checks everything; computes nothing.
@@ -79,6 +91,8 @@ class Trainer:
                 or "auto": host where the data do not fit on the device, disk where a
                 `CachedDataset` exceeds its memory budget.
             program: "loop", "scan", or "auto": measured where no rule decides.
+            checkpoints: When a run with a `run_dir` is saved, and what is kept.
+            log_every: Updates per line of its metric log.
             progress: Whether to show a bar with loss and updates per second.
 
         Raises:
@@ -106,7 +120,9 @@ class Trainer:
         self.num_training_steps = check_count("num_training_steps", num_training_steps)
         self.batch_size = check_count("batch_size", batch_size)
         self.progress = check_flag("progress", progress)
-        self.callbacks = _check_callbacks(callbacks)
+        self.log_every = check_count("log_every", log_every)
+        self.checkpoints = Policy() if checkpoints is None else checkpoints
+        self.callbacks = check_callbacks(callbacks)
         options = {
             "accumulate": accumulate,
             "max_grad_norm": max_grad_norm,
@@ -125,9 +141,21 @@ class Trainer:
         self.trainable = trainable
         self.ema = ema_decay is not None
         self.raises = nonfinite == "raise"
+        self._fast_step = fast_step
+        self._program = program
+        # What a run is compared by, beside data, model and key.
+        self._parts = {
+            "configuration": configuration,
+            "optimizer": optimizer,
+            "batch_size": batch_size,
+            "nonfinite": nonfinite,
+            "program": program,
+            **options,
+        }
+        self._data_fields: dict[str, str] | None = None
         self.windows = as_items(
             data,
-            lambda trajectories: _window_steps(configuration, trajectories),
+            lambda trajectories: window_steps(configuration, trajectories),
             stride=window_stride,
             only_initial=configuration.num_times == 1,
             residency=residency,
@@ -145,7 +173,14 @@ class Trainer:
         )
 
     def __call__(
-        self, model: PyTree[Any], *, key: PRNGKeyArray, ensemble: bool = False
+        self,
+        model: PyTree[Any],
+        *,
+        key: PRNGKeyArray,
+        ensemble: bool = False,
+        run_dir: str | os.PathLike[str] | None = None,
+        segment: Segment | None = None,
+        allow_changes: Iterable[str] = (),
     ) -> tuple[PyTree[Any], History]:
         """Trains a model.
 
@@ -154,6 +189,13 @@ class Trainer:
                 of their arrays, as `eqx.filter_vmap` makes them.
             key: Key of order and noise; with `ensemble`, one for each member.
             ensemble: Train a stack of models.
+            run_dir: Folder in which the run lives. Where it is new the run starts; where
+                a run lies there it goes on at the very update, bitwise as if it had not
+                been interrupted; one that is finished is returned at once, and goes on
+                if `num_training_steps` has grown.
+            segment: Stop after so many epochs or minutes; call again to go on.
+            allow_changes: Names of fields in which the run may differ from what it was
+                begun with, such as "optimizer".
 
         Returns:
             The trained model, and the history; stacked for an ensemble.
@@ -162,14 +204,58 @@ class Trainer:
             FloatingPointError: A loss or gradient was not finite; the message names the
                 update, its windows and the leaves.
             ValueError: A model without trainable leaves, or that changes the state's
-                shape or dtype.
+                shape or dtype; `run_dir` for an ensemble; RunChanged where `run_dir`
+                holds a run of something else.
+            CheckpointDamaged: `run_dir` holds checkpoints, and none is valid.
+            TimeoutError: Another process is at work in `run_dir`.
+            KeyboardInterrupt: SIGINT, after saving; SIGTERM raises SystemExit(143).
         """
-        if not ensemble:
-            return self._train(model, key)
-        return eqx.filter_vmap(self._train)(model, key)
+        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(key))
+        if run_dir is None:
+            if segment is not None:
+                raise ValueError(
+                    "Expected `run_dir` with `segment`, got None. Name the folder from "
+                    "which the run goes on later."
+                )
+            if not ensemble:
+                return self._train(model, key, NoRun())
+            return eqx.filter_vmap(lambda m, k: self._train(m, k, NoRun()))(model, key)
+        if ensemble or traced:
+            raise ValueError(
+                "Expected one model with `run_dir`, got an ensemble. Train its members "
+                "one by one, each in a folder of its own."
+            )
+        run = self._run(model, key, run_dir, segment, allow_changes)
+        return self._train(model, key, run)
+
+    def _run(
+        self,
+        model: PyTree[Any],
+        key: PRNGKeyArray,
+        run_dir: str | os.PathLike[str],
+        segment: Segment | None,
+        allow_changes: Iterable[str],
+    ) -> Run:
+        if self._data_fields is None:
+            self._data_fields = describe(self.windows, "data")
+        may = {
+            "num_training_steps": self.num_training_steps,
+            "callbacks": [c.name for c in self.callbacks],
+            "log_every": self.log_every,
+        }
+        return Run(
+            run_dir,
+            policy=self.checkpoints,
+            identity=identify(self._parts, self._data_fields, model, key, may),
+            num_steps=self.num_training_steps,
+            steps_per_epoch=Fraction(len(self.windows), self.batch_size),
+            log_every=self.log_every,
+            segment=segment,
+            allow_changes=allow_changes,
+        )
 
     def _train(
-        self, model: PyTree[Any], key: PRNGKeyArray
+        self, model: PyTree[Any], key: PRNGKeyArray, run: AbstractRun
     ) -> tuple[PyTree[Any], History]:
         order_key, state_key = jax.random.split(key)
         order = ShuffledOrder(len(self.windows), self.batch_size, order_key)
@@ -181,24 +267,63 @@ class Trainer:
             ema=self.ema,
         )
         history, clock = HistoryBuilder(), ChunkClock()
-        total = self.num_training_steps
+        done, total = 0, self.num_training_steps
+        engine, planned = self.engine, total
         size = chunk_size(self._longest_gap(), self._batch_bytes())
-        with tqdm(total=total, disable=not self.progress, mininterval=0.2) as bar:
-            done = 0
-            while done < total:
-                self._call_back(history, done, state, order)
-                count = min(self._gap(done), clock.limit(size))
+        stopped = False
+        with run, tqdm(total=total, disable=not self.progress, mininterval=0.2) as bar:
+            found = run.restore(state)
+            if found is not None:
+                done, state = thaw(found, state, history)
+                engine, planned = self._engine_of(found.meta), found.meta["num_updates"]
+                bar.update(done)
+            while done < total and not stopped:
+                self._call_back(history, done, state, order, run)
+                count = min(self._gap(done), clock.limit(size), run.gap(done) or size)
                 clock.begin()
                 before = state
-                state, records = self.engine.run(state, order, done, count, size)
+                state, records = engine.run(state, order, done, count, size)
                 self._check(before, records, order, done)
                 clock.end(count)
                 history.add_chunk(records)
                 done += count
                 _show(bar, count, records)
-            self._call_back(history, done, state, order)
-        choice = self.engine.describe()
-        return state.model, history.build(state, choice)
+                run.note_updates(records)
+                stopped = run.at_boundary(
+                    done,
+                    lambda s=state, n=done: freeze(
+                        s,
+                        history,
+                        n,
+                        {"program": engine.choice.family, "num_updates": planned},
+                    ),
+                )
+            if not stopped:
+                self._call_back(history, done, state, order, run)
+        forms = self._forms(history, done, state, order)
+        return state.model, history.build(state, engine.describe(), forms)
+
+    def _engine_of(self, meta: Any) -> Engine:
+        """The programs that a saved run was begun with: others differ in last bits."""
+        family = self._program if self._program != "auto" else meta["program"]
+        choice = self.engine.choice
+        same = self._program == family or (choice and choice.family == family)
+        if same and meta["num_updates"] == self.num_training_steps:
+            return self.engine
+        return Engine(
+            self._fast_step,
+            make_feed(self.windows),
+            num_updates=meta["num_updates"],
+            program=family,
+            raises=self.raises,
+        )
+
+    def _forms(
+        self, history: HistoryBuilder, done: int, state: TrainState, order: Any
+    ) -> dict[str, PyTree[Any]]:
+        """Results of callbacks that ran in another process alone, for their form."""
+        context = Context(done, state, lambda: self.engine.batch(order, done))
+        return {c.name: c(context) for c in self.callbacks if history.lacks(c.name)}
 
     def _gap(self, done: int) -> int:
         """Updates until a callback is due, or the end."""
@@ -218,13 +343,21 @@ class Trainer:
         return self.batch_size * self.windows.item_bytes
 
     def _call_back(
-        self, history: HistoryBuilder, done: int, state: TrainState, order: Any
+        self,
+        history: HistoryBuilder,
+        done: int,
+        state: TrainState,
+        order: Any,
+        run: AbstractRun,
     ) -> None:
         last = done == self.num_training_steps
         context = Context(done, state, lambda: self.engine.batch(order, done))
         for callback in self.callbacks:
+            run.poll()
             if last or done % callback.every == 0:
-                history.add_record(callback.name, done, callback(context))
+                value = callback(context)
+                history.add_record(callback.name, done, value)
+                run.note_record(done, callback.name, value)
 
     def _check(
         self,
@@ -251,45 +384,6 @@ class Trainer:
         # The norm of a large but finite gradient may overflow: that is no failure.
         if message is not None:
             raise FloatingPointError(message)
-
-
-def _window_steps(
-    configuration: AbstractConfiguration, trajectories: Trajectories
-) -> int:
-    """Steps of a window: those with targets, and all of them where there is forcing."""
-    steps = configuration.num_times - 1
-    if not jax.tree.leaves(trajectories.time):
-        return steps
-    return max(steps, _rollout_steps(configuration))
-
-
-def _rollout_steps(configuration: Any) -> int:
-    own = getattr(configuration, "num_rollout_steps", 0)
-    members = getattr(configuration, "configurations", ())
-    wrapped = getattr(configuration, "configuration", None)
-    pushed = getattr(configuration, "num_steps", 0)
-    inner = [_rollout_steps(c) for c in (*members, wrapped) if c is not None]
-    return max([own, *(pushed + steps for steps in inner)])
-
-
-def _check_callbacks(
-    callbacks: Sequence[AbstractCallback],
-) -> tuple[AbstractCallback, ...]:
-    callbacks = tuple(callbacks)
-    for callback in callbacks:
-        if not isinstance(callback, AbstractCallback):
-            raise ValueError(
-                f"Expected callbacks, got {callback!r}. Wrap a function in "
-                "tx.callback.Function(function, every, name)."
-            )
-    names = [c.name for c in callbacks]
-    repeated = sorted({n for n in names if names.count(n) > 1})
-    if repeated:
-        raise ValueError(
-            f"Expected callbacks with different names, got {repeated} more than once. "
-            "Pass `name=`."
-        )
-    return callbacks
 
 
 def _show(bar: Any, count: int, records: PyTree[Array]) -> None:

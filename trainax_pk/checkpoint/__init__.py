@@ -1,0 +1,20 @@
+"""Runs that can be killed at any instant and end in the same bits."""
+
+from trainax_pk.checkpoint._identity import RunChanged
+from trainax_pk.checkpoint._load import Match, load_model
+from trainax_pk.checkpoint._log import read_metrics
+from trainax_pk.checkpoint._policy import Policy
+from trainax_pk.checkpoint._run import Segment
+from trainax_pk.checkpoint._store import CheckpointDamaged
+from trainax_pk.checkpoint._writer import NotFinite
+
+__all__ = [
+    "CheckpointDamaged",
+    "Match",
+    "NotFinite",
+    "Policy",
+    "RunChanged",
+    "Segment",
+    "load_model",
+    "read_metrics",
+]

@@ -1,0 +1,163 @@
+"""Metrics of a run, one line of JSON each, none twice."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from trainax_pk._files import sync_folder
+from trainax_pk.checkpoint._arrays import is_key
+
+# Larger results of callbacks are in the history and the checkpoints alone.
+_LARGEST = 64
+
+
+class MetricLog:
+    """Appends to a file of JSON lines, in the order of steps.
+
+    A line holds `step` and, every so many updates, the mean loss and gradient norm of
+    the updates since the line before; or what a callback returned. Nothing in it depends
+    on clocks or on how the run was cut into chunks: the file of a run that was killed
+    and resumed is that of the run alone, byte for byte.
+
+    Attributes:
+        path: The file.
+        every: Updates per line.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path = path
+        self.every = every
+        self._pending: list[tuple[int, str, Any]] = []
+        self._tail: dict[str, np.ndarray] = {}
+        self._done = 0
+
+    def resume(self, done: int, series: dict[str, np.ndarray]) -> None:
+        """Takes the file up at a step, and forgets what was written beyond it.
+
+        Args:
+            done: Number of updates done.
+            series: What was recorded of all updates so far, by name, `(done,)`.
+        """
+        self._done, self._pending = done, []
+        self._tail = {k: x[done - done % self.every :] for k, x in series.items()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+        with self.path.open("r+b") as file:
+            file.truncate(_length_up_to(file.read(), done))
+        sync_folder(self.path.parent)
+
+    def add_record(self, step: int, name: str, value: Any) -> None:
+        """What a callback returned; written with the next chunk, when it is computed."""
+        self._pending.append((step, name, value))
+
+    def add_updates(self, series: dict[str, np.ndarray]) -> None:
+        """What was recorded of the next updates, by name, `(count,)`."""
+        lines = self._take_records()
+        start = self._done - self._done % self.every
+        if self._tail:
+            series = {k: np.concatenate([self._tail[k], x]) for k, x in series.items()}
+        length = len(next(iter(series.values())))
+        whole = length - length % self.every
+        means = {
+            k: np.mean(x[:whole].reshape(-1, self.every), axis=1, dtype=np.float64)
+            for k, x in series.items()
+        }
+        for i in range(whole // self.every):
+            step = start + (i + 1) * self.every
+            values = {k: _number(float(x[i])) for k, x in means.items()}
+            lines.append(json.dumps({"step": step, **values}))
+        self._tail = {k: x[whole:] for k, x in series.items()}
+        self._done = start + length
+        self._append(lines)
+
+    def flush(self) -> None:
+        """Writes what is pending."""
+        self._append(self._take_records())
+
+    def settle(self) -> None:
+        """Makes what was written durable."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def _take_records(self) -> list[str]:
+        pending, self._pending = self._pending, []
+        lines = []
+        for step, name, value in pending:
+            values = _small_values(name, value)
+            if values:
+                lines.append(json.dumps({"step": step, "callback": name, **values}))
+        return lines
+
+    def _append(self, lines: list[str]) -> None:
+        if lines:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n".join(lines) + "\n")
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of a metric log; one that was torn at the end is left out.
+
+    Args:
+        path: The file, `metrics.jsonl` of a run directory.
+
+    Returns:
+        A dict for each line. Numbers that are not finite are None.
+
+    Raises:
+        ValueError: A line that is no JSON, other than the last.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from trainax_pk.checkpoint import read_metrics
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "metrics.jsonl")
+        ...     _ = path.write_text('{"step": 100, "loss": 0.5}\\n{"step": 200, "lo')
+        ...     read_metrics(path)
+        [{'step': 100, 'loss': 0.5}]
+    """
+    lines = Path(path).read_bytes().split(b"\n")
+    # What follows the last line end is empty, or torn.
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _length_up_to(content: bytes, done: int) -> int:
+    """Bytes of the lines that a run at this step has behind it."""
+    length = 0
+    for line in content.splitlines(keepends=True):
+        try:
+            value = json.loads(line) if line.endswith(b"\n") else {}
+            step = value["step"]
+        except (ValueError, KeyError, TypeError):
+            return length
+        # A callback at this very step runs again.
+        if step > done or (step == done and "callback" in value):
+            return length
+        length += len(line)
+    return length
+
+
+def _small_values(name: str, value: Any) -> dict[str, Any]:
+    leaves = {
+        name + jax.tree_util.keystr(path): x
+        for path, x in jax.tree_util.tree_leaves_with_path(value)
+        if isinstance(x, int | float | jax.Array | np.ndarray | np.generic)
+    }
+    if sum(np.size(x) for x in leaves.values()) > _LARGEST:
+        return {}
+    hosts = {path: np.asarray(x) for path, x in leaves.items() if not is_key(x)}
+    return {
+        path: jax.tree.map(_number, x.tolist())
+        for path, x in hosts.items()
+        if x.dtype.kind in "biuf"
+    }
+
+
+def _number(x: Any) -> Any:
+    return x if not isinstance(x, float) or math.isfinite(x) else None

@@ -1,0 +1,252 @@
+"""Checkpoints in a folder: whole or not there, verified, kept as long as asked."""
+
+import dataclasses
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainax_pk._files import (
+    LocalFiles,
+    find_damage,
+    fingerprints,
+    read_sealed,
+    seal,
+    sync_folder,
+)
+from trainax_pk.checkpoint._arrays import (
+    Leaf,
+    digest,
+    make_leaves,
+    read_arrays,
+    write_arrays,
+)
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+ARRAYS = "arrays"
+# Folders whose name begins so are on their way in or out, and belong to nobody.
+_PASSING = "."
+_DAMAGED = "damaged"
+
+
+class CheckpointDamaged(RuntimeError):
+    """No checkpoint of a run is what was written.
+
+    Attributes:
+        problems: By step, what is wrong.
+
+    Example:
+        >>> from trainax_pk.checkpoint import CheckpointDamaged
+        >>> CheckpointDamaged("20 is damaged", {20: "a file is missing"}).problems
+        {20: 'a file is missing'}
+    """
+
+    def __init__(self, message: str, problems: dict[int, str]) -> None:
+        super().__init__(message)
+        self.problems = problems
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and verified.
+
+    Attributes:
+        step: Number of updates done.
+        leaves: What is known of its arrays, by path.
+        arrays: Its arrays in host memory, by path.
+        meta: What else was written, JSON values.
+    """
+
+    step: int
+    leaves: Mapping[str, Leaf]
+    arrays: Mapping[str, np.ndarray]
+    meta: Mapping[str, Any]
+
+
+class Store:
+    """The checkpoints of a run, one folder for each.
+
+    A checkpoint is written under a passing name: arrays, then the manifest, each
+    durable before the next; it is read back and compared; then it is renamed, which
+    commits it.
+
+    Attributes:
+        folder: Where they lie.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that lie there, whatever their state, ascending."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+
+    def write(
+        self, step: int, arrays: Mapping[str, Any], meta: Mapping[str, Any]
+    ) -> None:
+        """Writes, verifies and commits a checkpoint.
+
+        Args:
+            step: Number of updates done.
+            arrays: Arrays by path, on the host or on devices.
+            meta: JSON values.
+
+        Raises:
+            OSError: The file system refused; what was there before is untouched.
+            CheckpointDamaged: What was read back is not what was written.
+        """
+        final = self._path(step)
+        if final.exists():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        passing = self.folder / f"{_PASSING}{final.name}.writing"
+        try:
+            shutil.rmtree(passing, ignore_errors=True)
+            passing.mkdir()
+            leaves = make_leaves(arrays)
+            write_arrays(passing / ARRAYS, leaves)
+            self._write_manifest(passing, step, [leaf for leaf, _ in leaves], meta)
+            self._verify(passing, step)
+            os.rename(passing, final)
+            sync_folder(self.folder)
+        except BaseException:
+            shutil.rmtree(passing, ignore_errors=True)
+            raise
+
+    def read(self, step: int) -> Checkpoint:
+        """Reads and verifies one checkpoint.
+
+        Raises:
+            CheckpointDamaged: It is not what was written.
+            ValueError: A later version of this package wrote it.
+        """
+        return self._verify(self._path(step), step)
+
+    def newest(self, *, move: bool = True) -> Checkpoint | None:
+        """The newest valid checkpoint; newer ones that are damaged are set aside.
+
+        Args:
+            move: Without, damaged ones stay where they are.
+
+        Returns:
+            The checkpoint, or None if there is none at all.
+
+        Raises:
+            CheckpointDamaged: There are checkpoints, and none is valid. Nothing was
+                moved.
+        """
+        problems: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            try:
+                found = self.read(step)
+            except CheckpointDamaged as error:
+                problems.update(error.problems)
+                continue
+            for bad, why in problems.items():
+                self._set_aside(bad, why, found.step, move=move)
+            return found
+        if problems:
+            lines = "; ".join(f"{step}: {why}" for step, why in problems.items())
+            raise CheckpointDamaged(
+                f"Expected a valid checkpoint in {self.folder}, got none ({lines}). "
+                "Restore one of them from a copy, or remove the folder to begin anew.",
+                problems,
+            )
+        return None
+
+    def retain(self, keep: Callable[[list[int]], set[int]]) -> None:
+        """Removes the checkpoints that need not be kept; the newest always is.
+
+        Args:
+            keep: `steps, ascending -> those to keep`.
+        """
+        steps = self.steps()
+        for step in sorted(set(steps[:-1]) - keep(steps)):
+            self.remove(step)
+
+    def remove(self, step: int) -> None:
+        """Removes a checkpoint; half removed it is no checkpoint."""
+        passing = self.folder / f"{_PASSING}{self._path(step).name}.removing"
+        os.rename(self._path(step), passing)
+        shutil.rmtree(passing)
+
+    def tidy(self) -> None:
+        """Removes what a process that was killed left half written or half removed."""
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if path.name.startswith(_PASSING):
+                    shutil.rmtree(path)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"{step:012d}"
+
+    def _write_manifest(
+        self, folder: Path, step: int, leaves: list[Leaf], meta: Mapping[str, Any]
+    ) -> None:
+        files = LocalFiles(folder)
+        names = files.names()
+        files.settle(names)
+        manifest = {
+            "schema": SCHEMA,
+            "step": step,
+            "leaves": [dataclasses.asdict(leaf) for leaf in leaves],
+            "files": fingerprints(files, names),
+            "meta": dict(meta),
+        }
+        files.write(MANIFEST, seal(manifest))
+
+    def _verify(self, folder: Path, step: int) -> Checkpoint:
+        def damaged(why: str) -> CheckpointDamaged:
+            return CheckpointDamaged(f"{folder}: {why}", {step: why})
+
+        files = LocalFiles(folder)
+        manifest = read_sealed(files, MANIFEST)
+        if manifest is None:
+            raise damaged(f"{MANIFEST} is missing or not what was written")
+        if manifest["schema"] > SCHEMA:
+            raise ValueError(
+                f"Expected a checkpoint of schema {SCHEMA} or older, got "
+                f"{manifest['schema']} in {folder}. Install the version that wrote it: "
+                f"{manifest['meta'].get('versions')}."
+            )
+        if manifest["step"] != step:
+            raise damaged(f"{MANIFEST} is that of step {manifest['step']}")
+        why = find_damage(files, manifest["files"], full=True)
+        if why is not None:
+            raise damaged(why)
+        leaves = [Leaf(**{**x, "shape": tuple(x["shape"])}) for x in manifest["leaves"]]
+        arrays = read_arrays(folder / ARRAYS, leaves)
+        for leaf in leaves:
+            x = arrays[leaf.path]
+            if x.shape != leaf.shape or digest(x) != leaf.digest:
+                raise damaged(f"{leaf.path} is not what was written")
+        named = {leaf.path: leaf for leaf in leaves}
+        return Checkpoint(step, named, arrays, manifest["meta"])
+
+    def _set_aside(self, step: int, why: str, used: int, *, move: bool) -> None:
+        if not move:
+            self._warn(step, why, "it stays where it is", used)
+            return
+        aside = self.folder / _DAMAGED
+        aside.mkdir(exist_ok=True)
+        for i in range(len(list(aside.iterdir())) + 1):
+            target = aside / f"{self._path(step).name}-{i}"
+            if not target.exists():
+                break
+        os.rename(self._path(step), target)
+        self._warn(step, why, f"it was moved to {target}", used)
+
+    def _warn(self, step: int, why: str, where: str, used: int) -> None:
+        warnings.warn(
+            f"The checkpoint of step {step} is damaged ({why}); {where}, and that of step "
+            f"{used} is used.",
+            RuntimeWarning,
+            stacklevel=4,
+        )

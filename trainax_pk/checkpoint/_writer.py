@@ -1,0 +1,76 @@
+"""Saves beside training, one at a time."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from trainax_pk.checkpoint._arrays import ORBAX
+from trainax_pk.checkpoint._log import MetricLog
+from trainax_pk.checkpoint._policy import Schedule
+from trainax_pk.checkpoint._store import Store
+from trainax_pk.data._extras import load
+
+# What is frozen when a save begins; it is gathered where nobody waits for it.
+Frozen = Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]]
+PARAMS = "state.params"
+
+
+class NotFinite(RuntimeError):
+    """A state with NaN or infinity in its parameters, which is never saved.
+
+    Example:
+        >>> from trainax_pk.checkpoint import NotFinite
+        >>> str(NotFinite("state.params.weight"))
+        'state.params.weight'
+    """
+
+
+class Writer:
+    """Writes checkpoints in a thread of its own, in the order of their steps."""
+
+    def __init__(self, store: Store, schedule: Schedule, log: MetricLog) -> None:
+        self._store = store
+        self._schedule = schedule
+        self._log = log
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+        # Loading it takes a fifth of a second, in which the first program compiles.
+        self._pool.submit(load, ORBAX)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a save is under way."""
+        return self._pending is not None and not self._pending.done()
+
+    def begin(self, step: int, frozen: Frozen) -> None:
+        """Begins a save."""
+        self._pending = self._pool.submit(self._write, step, frozen)
+
+    def take_error(self) -> BaseException | None:
+        """Waits for the save under way, if any; what went wrong with it, told once."""
+        pending, self._pending = self._pending, None
+        return None if pending is None else pending.exception()
+
+    def close(self) -> None:
+        """Waits and ends the thread."""
+        with contextlib.suppress(RuntimeError):
+            self._pool.shutdown(wait=True)
+
+    def _write(self, step: int, frozen: Frozen) -> None:
+        arrays, meta = frozen()
+        _check_finite(arrays)
+        self._log.settle()
+        self._store.write(step, arrays, meta)
+        self._store.retain(self._schedule.kept)
+
+
+def _check_finite(arrays: Mapping[str, Any]) -> None:
+    for path, x in arrays.items():
+        if path.startswith(PARAMS) and not np.isfinite(np.asarray(x)).all():
+            raise NotFinite(
+                f"{path} is not finite; such a state is not saved, and the last one "
+                "that was finite stays the newest"
+            )

@@ -1,0 +1,49 @@
+"""What a trainer asks of its arguments before any compute."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from trainax_pk.callback import AbstractCallback
+from trainax_pk.configuration import AbstractConfiguration
+from trainax_pk.data import Trajectories
+
+
+def window_steps(
+    configuration: AbstractConfiguration, trajectories: Trajectories
+) -> int:
+    """Steps of a window: those with targets, and all of them where there is forcing."""
+    steps = configuration.num_times - 1
+    if not jax.tree.leaves(trajectories.time):
+        return steps
+    return max(steps, _rollout_steps(configuration))
+
+
+def _rollout_steps(configuration: Any) -> int:
+    own = getattr(configuration, "num_rollout_steps", 0)
+    members = getattr(configuration, "configurations", ())
+    wrapped = getattr(configuration, "configuration", None)
+    pushed = getattr(configuration, "num_steps", 0)
+    inner = [_rollout_steps(c) for c in (*members, wrapped) if c is not None]
+    return max([own, *(pushed + steps for steps in inner)])
+
+
+def check_callbacks(
+    callbacks: Sequence[AbstractCallback],
+) -> tuple[AbstractCallback, ...]:
+    callbacks = tuple(callbacks)
+    for callback in callbacks:
+        if not isinstance(callback, AbstractCallback):
+            raise ValueError(
+                f"Expected callbacks, got {callback!r}. Wrap a function in "
+                "tx.callback.Function(function, every, name)."
+            )
+    names = [c.name for c in callbacks]
+    repeated = sorted({n for n in names if names.count(n) > 1})
+    if repeated:
+        raise ValueError(
+            f"Expected callbacks with different names, got {repeated} more than once. "
+            "Pass `name=`."
+        )
+    return callbacks
