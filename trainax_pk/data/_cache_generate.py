@@ -48,8 +48,9 @@ def plan_layout(
         row_bytes = max(1, sum(leaf.nbytes for leaf in leaves))
         chunk_bytes = _CHUNK_BYTES
         if memory_budget is not None:
-            # One is simulated, with its blocks; one is encoded and written.
-            chunk_bytes = min(chunk_bytes, memory_budget // 8)
+            # One is simulated, with its blocks and what they are made of; one is encoded
+            # and written.
+            chunk_bytes = min(chunk_bytes, memory_budget // 16)
         chunk_size = max(1, chunk_bytes // row_bytes)
         block = getattr(source, "block_size", 1)
         # Whole blocks, since a part of one costs as much; within the memory budget.

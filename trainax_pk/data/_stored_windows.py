@@ -20,7 +20,7 @@ _DEFAULT_BUDGET = 2**29
 # Shares of the memory budget: decoded pieces that are kept; the batches of a group, of
 # which three are alive at a time; the batches of a chunk, of which there are four,
 # those on a device that shares the host's memory included.
-_PIECES, _GROUP, _CHUNK = 8, 8, 32
+_PIECES, _GROUP, _CHUNK = 8, 12, 32
 
 
 class StoredWindows:
