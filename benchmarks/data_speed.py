@@ -1,55 +1,32 @@
-"""Are simulated datasets made, written and read as fast as by hand?
+"""Are simulated datasets made, stored and trained on as fast as by hand?
 
 Generation: `SimulationDataset[:]` against a jitted, vmapped function called on blocks of
 the same width, with its results copied to one array, and against a loop over single
 samples. Storage: `CachedDataset` of an array in memory against zarr's own bulk write and
-read of the same array with the same codec.
+read of the same array with the same codec, and against the bytes of the array in one file
+(`fsync` included; nobody else waits for the disk but the cache). Streaming: a trainer on
+a cache through a memory budget of a tenth of the data against the same trainer on the data
+in memory, whole runs of compiled programs. On the fly: simulations made inside the training
+step against the same number simulated first and trained on then.
 
 Run: python -m benchmarks.data_speed [--rounds 5]
 """
 
 import argparse
+import os
 import shutil
 import tempfile
 from pathlib import Path
 
-import diffrax
+import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
 import zarr
 
 import trainax_pk as tx
+from benchmarks._data_cases import CASES, InMemory, lorenz
 from benchmarks._harness import interleaved, medians, ratio, report, table
-
-DT = 0.01
-
-
-def lorenz():
-    stepper = tx.sample_data.make_lorenz_63_stepper(DT)
-    prior = tx.data.Normal(jnp.array([0.0, 0.0, 25.0]), 5.0)
-    return tx.data.StepperModel(stepper, dt=DT), prior, 16384, 100
-
-
-def oscillator():
-    def field(t, y, args):
-        x, v = y
-        return jnp.stack([v, (1 - x**2) * v - x])
-
-    controller = diffrax.PIDController(rtol=1e-4, atol=1e-6)
-    model = tx.data.DiffraxModel(
-        field, diffrax.Tsit5(), dt=0.5, stepsize_controller=controller
-    )
-    return model, tx.data.BoxUniform([-2.0, -2.0], [2.0, 2.0]), 4096, 10
-
-
-def diffusion():
-    stepper = tx.sample_data.make_advection_diffusion_2d_stepper(num_points=32)
-    prior = tx.data.FourierField(32, num_space_axes=2)
-    return tx.data.StepperModel(stepper, dt=1.0), prior, 256, 20
-
-
-CASES = {"Lorenz 63": lorenz, "diffrax, Van der Pol": oscillator, "2D PDE": diffusion}
 
 
 def by_hand(model, prior, num_samples, num_steps, width):
@@ -120,27 +97,6 @@ def generation(rounds):
     return table([*header, "speed relative to by hand", "to one by one"], rows)
 
 
-class InMemory:
-    """An array as a source."""
-
-    block_size = 1
-
-    def __init__(self, array):
-        self.array = array
-
-    def __len__(self):
-        return len(self.array)
-
-    def __getitem__(self, rows):
-        return self.array[rows]
-
-    def with_split(self, split):
-        return self
-
-    def content_hash(self):
-        return "benchmark" + 60 * "0"
-
-
 def bulk(folder, array, chunk):
     shutil.rmtree(folder, ignore_errors=True)
     codec = zarr.codecs.BloscCodec(cname="lz4", clevel=1, shuffle="shuffle")
@@ -149,6 +105,13 @@ def bulk(folder, array, chunk):
         chunks=(chunk, *array.shape[1:]),
     )  # fmt: skip
     stored[:] = array
+
+
+def plain(path, array):
+    with path.open("wb") as file:
+        file.write(array.data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def storage(rounds):
@@ -166,40 +129,190 @@ def storage(rounds):
 
         # About 1 and 8 MiB: the faster is what a careful user would have found.
         chunks = (512, 4096)
-        runs = {"cache": write}
+        runs = {"cache": write, "plain": lambda: plain(folder / "plain", array)}
         for chunk in chunks:
             runs[f"bulk {chunk}"] = lambda c=chunk: bulk(folder / f"bulk{c}", array, c)
-        seconds = interleaved(runs, rounds=rounds)
-        rows.append(_row("write", array, seconds))
-        runs = {"cache": lambda: cached[:]}
+        rows.append(_row("write", array, interleaved(runs, rounds=rounds)))
+        runs = {
+            "cache": lambda: cached[:],
+            "plain": lambda: np.fromfile(folder / "plain", np.float32),
+        }
         for chunk in chunks:
             opened = zarr.open_array(folder / f"bulk{chunk}", mode="r")
             runs[f"bulk {chunk}"] = lambda z=opened: z[:]
         rows.append(_row("read", array, interleaved(runs, rounds=rounds)))
-    header = ["", "MiB", "cache / s", "bulk zarr, best chunk / s", "relative speed"]
-    return table(header, rows)
+    header = ["", "MiB", "cache / s", "bulk zarr, best chunk / s", "one plain file / s"]
+    return table([*header, "speed relative to bulk zarr", "to the plain file"], rows)
 
 
 def _row(name, array, seconds):
     times = medians(seconds)
-    best = min((n for n in times if n != "cache"), key=times.get)
+    best = min((n for n in times if n.startswith("bulk")), key=times.get)
     return [
         name,
         array.nbytes // 2**20,
         f"{times['cache']:.2f}",
         f"{times[best]:.2f} ({best})",
+        f"{times['plain']:.2f}",
         f"{ratio(seconds, best, 'cache'):.2f}",
+        f"{ratio(seconds, 'plain', 'cache'):.2f}",
     ]
+
+
+class Net(eqx.Module):
+    """A small convolutional net that adds to the state."""
+
+    layers: list
+
+    def __init__(self, num_space_axes, *, key):
+        conv = [None, eqx.nn.Conv1d, eqx.nn.Conv2d][num_space_axes]
+        widths = (1, 24, 24, 1)
+        self.layers = [
+            conv(a, b, 5, padding="SAME", padding_mode="CIRCULAR", key=k)
+            for a, b, k in zip(
+                widths[:-1], widths[1:], jax.random.split(key, 3), strict=True
+            )
+        ]
+
+    def __call__(self, u):
+        x = u
+        for layer in self.layers[:-1]:
+            x = jax.nn.gelu(layer(x))
+        return u + self.layers[-1](x)
+
+
+class Step(eqx.Module):
+    """A multilayer perceptron that adds to the state."""
+
+    mlp: eqx.nn.MLP
+
+    def __call__(self, u):
+        return u + self.mlp(u)
+
+
+def perceptron():
+    return Step(eqx.nn.MLP(3, 3, 32, 3, key=jax.random.key(0)))
+
+
+def trainer_of(data, num_updates, batch_size, **options):
+    return tx.trainer.SupervisedTrainer(
+        data, optimizer=optax.adam(1e-3), num_training_steps=num_updates,
+        batch_size=batch_size, progress=False, **options,
+    )  # fmt: skip
+
+
+def streams():
+    """Name, data, model, updates, batch size, program."""
+    build = CASES["2D PDE"]
+    model, prior, _, num_steps = build()
+    fields = tx.data.SimulationDataset(model, prior, 2048, num_steps=num_steps)
+    yield "2D conv net, 32 x 32", fields[:][1], Net(2, key=jax.random.key(0)), 60, 32
+    stepper = tx.sample_data.make_kuramoto_sivashinsky_1d_stepper(num_points=160)
+    waves = tx.data.SimulationDataset(
+        tx.data.StepperModel(stepper, dt=1.0), tx.data.FourierField(160), 512,
+        num_steps=200,
+    )  # fmt: skip
+    yield "1D conv net, 160", waves[:][1], Net(1, key=jax.random.key(0)), 300, 20
+    model, prior, _, _ = lorenz()
+    states = tx.data.SimulationDataset(model, prior, 32768, num_steps=100)
+    yield "Lorenz 63, perceptron", states[:][1], perceptron(), 20_000, 64
+
+
+def streaming(rounds):
+    rows = []
+    for name, array, model, num_updates, batch_size in streams():
+        with tempfile.TemporaryDirectory() as folder:
+            cached = tx.data.CachedDataset(
+                InMemory(array, array.shape[1]),
+                folder,
+                memory_budget=array.nbytes // 10,
+            )
+            cached.generate()
+            runs, programs = {}, {}
+            for residency in ("device", "disk"):
+                trainer = trainer_of(
+                    cached, num_updates, batch_size, residency=residency,
+                    program="scan" if "Lorenz" in name else "loop",
+                )  # fmt: skip
+
+                def run(trainer=trainer, residency=residency):
+                    _, history = trainer(model, key=jax.random.key(1))
+                    programs[residency] = history.program.split(":")[0]
+                    return history.loss
+
+                runs[residency] = run
+            seconds = interleaved(runs, rounds=rounds)
+        times = medians(seconds)
+        rows.append(
+            [
+                name,
+                f"{array.nbytes / 2**20:.0f} / {array.nbytes / 10 / 2**20:.0f}",
+                f"{num_updates} x {batch_size}",
+                programs["disk"],
+                f"{1e3 * times['device'] / num_updates:.3f}",
+                f"{1e3 * times['disk'] / num_updates:.3f}",
+                f"{ratio(seconds, 'device', 'disk'):.2f}",
+            ]
+        )
+    header = ["case", "data / budget, MiB", "updates x batch", "program"]
+    return table(
+        [*header, "in memory, ms/update", "streamed, ms/update", "relative speed"], rows
+    )
+
+
+def on_the_fly(rounds, num_updates=4000, batch_size=64):
+    model, prior, _, _ = lorenz()
+    options = {"num_steps": 1, "num_warmup_steps": 50}
+    fresh = tx.data.SimulationDataset(model, prior, on_the_fly=True, **options)
+    stored = tx.data.SimulationDataset(
+        model, prior, num_updates * batch_size, **options
+    )
+    rows = []
+    for name, net in (("perceptron 32 x 3", perceptron()),):
+        made_in_step = trainer_of(fresh, num_updates, batch_size)
+        trained = trainer_of(
+            tx.data.Trajectories(stored[:][1]), num_updates, batch_size
+        )
+        runs = {
+            "on the fly": lambda: made_in_step(net, key=jax.random.key(1))[1].loss,
+            "simulate": lambda: jax.device_put(stored[:][1]),
+            "train": lambda: trained(net, key=jax.random.key(1))[1].loss,
+        }
+        seconds = interleaved(runs, rounds=rounds)
+        pairs = zip(seconds["simulate"], seconds["train"], strict=True)
+        seconds["separately"] = [a + b for a, b in pairs]
+        times = {n: 1e6 * t / num_updates for n, t in medians(seconds).items()}
+        rows.append(
+            [
+                name,
+                f"{num_updates} x {batch_size}",
+                f"{times['simulate']:.0f} + {times['train']:.0f}",
+                f"{times['on the fly']:.0f}",
+                f"{ratio(seconds, 'separately', 'on the fly'):.2f}",
+            ]
+        )
+    header = ["Lorenz 63 emulator", "updates x batch", "simulate + train, µs/update"]
+    return table([*header, "on the fly, µs/update", "relative speed"], rows)
+
+
+PARTS = {
+    "Generation": generation,
+    "Storage (zarr)": storage,
+    "Streaming (full shuffle)": streaming,
+    "On the fly": on_the_fly,
+}
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
-    body = "\n\n".join(
-        ["## Generation", generation(rounds), "## Storage (zarr)", storage(rounds)]
-    )
-    report("data_speed", __doc__.splitlines()[0], body)
+    parser.add_argument("--only", choices=list(PARTS), help="one part, no report")
+    options = parser.parse_args()
+    if options.only:
+        print(PARTS[options.only](options.rounds))
+        return
+    parts = [f"## {name}\n\n{part(options.rounds)}" for name, part in PARTS.items()]
+    report("data_speed", __doc__.splitlines()[0], "\n\n".join(parts))
 
 
 if __name__ == "__main__":

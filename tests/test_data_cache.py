@@ -104,7 +104,7 @@ def contents(folder):
 def test_every_dtype_comes_back_bit_by_bit(format, tmp_path):
     source = Rows()
     whole = source[:]
-    cached = CachedDataset(source, tmp_path, format, chunk_size=5)
+    cached = CachedDataset(source, tmp_path, format, chunk_size=10)
     assert same(cached[:], whole)
     assert source.calls[-5:] == [(0, 5), (5, 10), (10, 15), (15, 20), (20, 22)]
     for rows in (
@@ -122,7 +122,7 @@ def test_every_dtype_comes_back_bit_by_bit(format, tmp_path):
     assert len(cached) == 22
     # Read by another object: nothing is made again.
     again = Rows()
-    other = CachedDataset(again, tmp_path, format, chunk_size=3)
+    other = CachedDataset(again, tmp_path, format, chunk_size=6)
     assert same(other[:], whole) and again.calls == [(0, 1)]
     other.verify(full=True)
     with pytest.raises(IndexError, match=r"in \[-22, 22\), got 22"):
@@ -140,7 +140,7 @@ def simulation(rate=0.9, **options):
 @formats
 def test_a_simulation_is_stored_as_it_is_made(format, tmp_path):
     source = simulation()
-    cached = CachedDataset(source, tmp_path, format, chunk_size=4)
+    cached = CachedDataset(source, tmp_path, format, chunk_size=8)
     assert same(cached[:], source[:])
     assert cached.content_hash() == source.content_hash()
     held_out = cached.with_split("val")
@@ -165,7 +165,7 @@ def test_trajectories_and_failures_come_along(tmp_path):
     )
     bad = source.simulate(slice(None)).failed.sum()
     assert bad > 0
-    cached = CachedDataset(source, tmp_path, chunk_size=16)
+    cached = CachedDataset(source, tmp_path, chunk_size=32)
     cached.generate()
     assert cached.num_failed == bad
     reopened = CachedDataset(source, tmp_path)
@@ -203,26 +203,26 @@ def test_invalidate_makes_it_anew(tmp_path):
 def test_what_was_finished_is_not_made_again(error, tmp_path):
     source = Rows()
     source.fail_at = {15: error}
-    cached = CachedDataset(source, tmp_path / "a", chunk_size=5)
+    cached = CachedDataset(source, tmp_path / "a", chunk_size=10)
     with pytest.raises(type(error)):
         cached.generate()
     source.calls.clear()
     cached.generate()
     assert source.calls == [(15, 20), (20, 22)]
-    untouched = CachedDataset(Rows(), tmp_path / "b", chunk_size=5)
+    untouched = CachedDataset(Rows(), tmp_path / "b", chunk_size=10)
     untouched.generate()
     assert contents(cached.directory) == contents(untouched.directory)
 
 
 def test_full_disk_is_told_and_gone_on_from(tmp_path, monkeypatch):
     source = Rows()
-    cached = CachedDataset(source, tmp_path, chunk_size=5)
+    cached = CachedDataset(source, tmp_path, chunk_size=10)
     write = ZarrStore.write
 
-    def full(store, chunk, rows):
-        if chunk == 2:
+    def full(store, part, rows):
+        if part == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(store, chunk, rows)
+        return write(store, part, rows)
 
     monkeypatch.setattr(ZarrStore, "write", full)
     with pytest.raises(
@@ -237,15 +237,15 @@ def test_full_disk_is_told_and_gone_on_from(tmp_path, monkeypatch):
     assert same(cached[:], source[:])
 
 
-def test_a_half_written_chunk_is_written_again(tmp_path):
+def test_a_half_written_part_is_written_again(tmp_path):
     source = Rows()
     source.fail_at = {15: KeyboardInterrupt()}
-    cached = CachedDataset(source, tmp_path, chunk_size=5)
+    cached = CachedDataset(source, tmp_path, chunk_size=10)
     with pytest.raises(KeyboardInterrupt):
         cached.generate()
     folder = Path(cached.directory)
     # A torn note, a torn shard, and what a killed writer leaves behind.
-    (folder / "ledger/00000000.json").write_bytes(b'{"chunk": 0')
+    (folder / "ledger/00000000.json").write_bytes(b'{"part": 0')
     shard = folder / "data.zarr/double/c.1.0"
     shard.write_bytes(shard.read_bytes()[:-7])
     (folder / ".manifest.json.77.tmp").write_bytes(b"half")
@@ -270,15 +270,15 @@ def test_killed_at_random_it_ends_in_the_same_bytes(format, tmp_path):
     report = json.loads(done.stdout)
     killed, whole = report["killed"], report["whole"]
     assert killed["kills"] == 4 and set(killed["digests"]) == {whole}
-    # At most the two open chunks are made again for each kill.
-    assert killed["made"] == 15 * killed["generations"] + killed["again"]
-    assert killed["again"] <= 2 * killed["kills"]
+    # At most the open chunk, of 8 samples, is made again for each kill.
+    assert killed["made"] == 60 * killed["generations"] + killed["again"]
+    assert killed["again"] <= 8 * killed["kills"]
     # Two writers at once: one makes it, the other waits and finds it made.
-    assert report["raced"] == {"codes": [0, 0], "made": 15, "digest": whole}
+    assert report["raced"] == {"codes": [0, 0], "made": 60, "digest": whole}
 
 
 def test_killed_after_the_manifest_it_is_tidied(tmp_path):
-    cached = CachedDataset(Rows(), tmp_path, chunk_size=5)
+    cached = CachedDataset(Rows(), tmp_path, chunk_size=10)
     cached.generate()
     folder = Path(cached.directory)
     before = contents(folder)
@@ -290,23 +290,23 @@ def test_killed_after_the_manifest_it_is_tidied(tmp_path):
 
 
 def test_writing_overlaps_with_simulating(tmp_path, monkeypatch):
-    next_chunk_began = threading.Event()
+    next_part_began = threading.Event()
     write = ZarrStore.write
 
     class Watched(Rows):
         def __getitem__(self, rows):
             if rows.start == 10:
-                next_chunk_began.set()
+                next_part_began.set()
             return super().__getitem__(rows)
 
-    def waits(store, chunk, rows):
-        # Written alone, the next chunk would never begin.
-        assert chunk != 1 or next_chunk_began.wait(60)
-        return write(store, chunk, rows)
+    def waits(store, part, rows):
+        # Written alone, the next part would never begin.
+        assert part != 1 or next_part_began.wait(60)
+        return write(store, part, rows)
 
     monkeypatch.setattr(ZarrStore, "write", waits)
-    CachedDataset(Watched(), tmp_path, chunk_size=5).generate()
-    assert next_chunk_began.is_set()
+    CachedDataset(Watched(), tmp_path, chunk_size=10).generate()
+    assert next_part_began.is_set()
 
 
 # Damage
@@ -315,12 +315,12 @@ def test_writing_overlaps_with_simulating(tmp_path, monkeypatch):
 @pytest.fixture(scope="module", params=FORMATS)
 def finished(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    cached = CachedDataset(Rows(), folder, request.param, chunk_size=5)
+    cached = CachedDataset(Rows(), folder, request.param, chunk_size=10)
     cached.generate()
     return cached
 
 
-def chunk_of(name):
+def part_of(name):
     if name.startswith("data.zarr") and "/c." in name:
         return int(name.split("/c.")[1].split(".")[0])
     return int(name[5:11]) if name.startswith("part-") else None
@@ -341,9 +341,9 @@ def test_one_flipped_byte_anywhere_is_found_and_named(finished, data):
         with pytest.raises(CacheDamaged) as error:
             reopened.verify(full=True)
         assert name in str(error.value)
-        if chunk_of(name) is not None:
-            assert error.value.chunks == [chunk_of(name)]
-            assert f"chunk {chunk_of(name)} (rows" in str(error.value)
+        if part_of(name) is not None:
+            assert error.value.parts == [part_of(name)]
+            assert f"part {part_of(name)} (rows" in str(error.value)
     finally:
         path.write_bytes(good)
 
@@ -351,7 +351,7 @@ def test_one_flipped_byte_anywhere_is_found_and_named(finished, data):
 @pytest.mark.parametrize("damage", ["shorter", "longer", "missing"])
 def test_sizes_are_compared_on_opening(finished, damage):
     folder = Path(finished.directory)
-    names = sorted(n for n in contents(folder) if chunk_of(n) == 3)
+    names = sorted(n for n in contents(folder) if part_of(n) == 3)
     path = folder / names[0]
     good = path.read_bytes()
     try:
@@ -360,18 +360,18 @@ def test_sizes_are_compared_on_opening(finished, damage):
         else:
             path.write_bytes(good[:-1] if damage == "shorter" else good + b"x")
         reopened = CachedDataset(finished.source, folder.parent, finished.format)
-        with pytest.raises(CacheDamaged, match=r"chunk 3 \(rows 15 to 19\)") as error:
+        with pytest.raises(CacheDamaged, match=r"part 3 \(rows 15 to 19\)") as error:
             reopened[0]
-        assert error.value.chunks == [3]
+        assert error.value.parts == [3]
     finally:
         path.write_bytes(good)
 
 
-def test_repair_makes_the_damaged_chunks_and_no_other(finished):
+def test_repair_makes_the_damaged_parts_and_no_other(finished):
     folder = Path(finished.directory)
     before = contents(folder)
     for name in before:
-        if chunk_of(name) in (1, 4):
+        if part_of(name) in (1, 4):
             (folder / name).write_bytes(bytes(len(before[name])))
     source = Rows()
     cached = CachedDataset(source, folder.parent, finished.format)
@@ -389,7 +389,7 @@ def test_repair_makes_the_damaged_chunks_and_no_other(finished):
 
 def test_damage_is_met_when_reading_too(tmp_path):
     """zarr's own checksums, where nobody has verified."""
-    cached = CachedDataset(Rows(), tmp_path, chunk_size=22)
+    cached = CachedDataset(Rows(), tmp_path, chunk_size=44)
     cached.generate()
     path = Path(cached.directory) / "data.zarr/single/c.0.0.0"
     good = path.read_bytes()
@@ -437,7 +437,7 @@ def test_a_directory_that_cannot_be_written(where, tmp_path):
 @pytest.mark.parametrize("name", ["manifest.json", "header.json"])
 def test_another_schema_is_refused(name, tmp_path):
     source = Rows()
-    cached = CachedDataset(source, tmp_path, chunk_size=5)
+    cached = CachedDataset(source, tmp_path, chunk_size=10)
     if name == "header.json":
         source.fail_at = {10: KeyboardInterrupt()}
         with pytest.raises(KeyboardInterrupt):
@@ -461,7 +461,7 @@ def test_a_cache_of_another_source_is_refused(tmp_path):
     other.content_hash = source.content_hash
     source.fail_at = {10: KeyboardInterrupt()}
     with pytest.raises(KeyboardInterrupt):
-        CachedDataset(source, tmp_path, chunk_size=5).generate()
+        CachedDataset(source, tmp_path, chunk_size=10).generate()
     with pytest.raises(ValueError, match="of this source, got one of another"):
         CachedDataset(other, tmp_path).generate()
 
@@ -481,7 +481,7 @@ def test_zarr_is_sharded_and_compressed_and_checked(finished):
 
 
 def test_parquet_is_read_by_pyarrow_alone(tmp_path):
-    cached = CachedDataset(Rows(), tmp_path, "parquet", chunk_size=22)
+    cached = CachedDataset(Rows(), tmp_path, "parquet", chunk_size=44)
     cached.generate()
     table = pyarrow.parquet.read_table(f"{cached.directory}/part-000000.parquet")
     about = json.loads(table.schema.metadata[b"trainax_pk"])
@@ -556,7 +556,7 @@ def examples(content):
 
 
 def test_tfrecord_is_a_sequence_of_examples(tmp_path):
-    cached = CachedDataset(Rows(), tmp_path, "tfrecord", chunk_size=22)
+    cached = CachedDataset(Rows(), tmp_path, "tfrecord", chunk_size=44)
     cached.generate()
     content = Path(cached.directory, "part-000000.tfrecord").read_bytes()
     rows = Rows()[:]
@@ -578,7 +578,7 @@ def test_tfrecord_is_a_sequence_of_examples(tmp_path):
 
 def test_tfrecord_is_read_by_another_library(tmp_path):
     """It parses with Google's protobuf what we have framed and encoded by hand."""
-    cached = CachedDataset(Rows(), tmp_path, "tfrecord", chunk_size=22)
+    cached = CachedDataset(Rows(), tmp_path, "tfrecord", chunk_size=44)
     cached.generate()
     path = f"{cached.directory}/part-000000.tfrecord"
     found = list(
@@ -595,7 +595,7 @@ def test_a_remote_store_by_url():
     url = "memory://bucket/caches"
     source = Rows()
     for format in FORMATS:
-        cached = CachedDataset(source, url, format, chunk_size=5)
+        cached = CachedDataset(source, url, format, chunk_size=10)
         source.fail_at = {15: KeyboardInterrupt()}
         with pytest.raises(KeyboardInterrupt):
             cached.generate()
@@ -644,7 +644,7 @@ def test_rows_that_are_not_alike_are_refused(tmp_path):
             return out
 
     with pytest.raises(ValueError, match="rows 10 to 14.*must be alike"):
-        CachedDataset(Ragged(), tmp_path, chunk_size=5).generate()
+        CachedDataset(Ragged(), tmp_path, chunk_size=10).generate()
 
 
 def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):

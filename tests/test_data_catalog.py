@@ -242,7 +242,7 @@ def test_content_hash_covers_rows_files_query_and_code(folder, tmp_path):
 
 def test_it_is_cached_like_any_source(folder, tmp_path):
     dataset = make(folder, RegularPatches((6, 5)), query={"year": (2000, 2001)})
-    cached = CachedDataset(dataset, tmp_path, chunk_size=3)
+    cached = CachedDataset(dataset, tmp_path, chunk_size=6)
     for a, b in zip(
         jax.tree.leaves(cached[:]), jax.tree.leaves(dataset[:]), strict=True
     ):

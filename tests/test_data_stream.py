@@ -89,14 +89,14 @@ def small_pieces():
 def stored(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     return CachedDataset(
-        Tracks(), folder, request.param, chunk_size=8, memory_budget=2**16
+        Tracks(), folder, request.param, chunk_size=16, memory_budget=2**16
     )
 
 
 @pytest.fixture(scope="module")
 def cached(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zarr")
-    return CachedDataset(Tracks(), folder, chunk_size=8, memory_budget=2**16)
+    return CachedDataset(Tracks(), folder, chunk_size=16, memory_budget=2**16)
 
 
 def windows_of(cached, steps=3, **options):
@@ -121,7 +121,7 @@ def test_windows_are_those_of_data_in_memory(stored, steps, stride, only_initial
 
 def test_samples_are_those_of_data_in_memory(tmp_path):
     for format in FORMATS:
-        pairs = CachedDataset(Pairs(), tmp_path, format, chunk_size=8)
+        pairs = CachedDataset(Pairs(), tmp_path, format, chunk_size=16)
         memory, disk = Samples(pairs[:], residency="host"), windows_of(pairs)
         indices = np.array([22, 0, 7, 8, 7])
         same(disk.gather_host(indices), memory.gather_host(indices))
@@ -268,7 +268,7 @@ def plain(tmp_path_factory):
     source = Tracks()
     source.is_parametric = False
     folder = tmp_path_factory.mktemp("plain")
-    return CachedDataset(source, folder, chunk_size=8, memory_budget=2**14)
+    return CachedDataset(source, folder, chunk_size=16, memory_budget=2**14)
 
 
 def test_a_trainer_streams_what_exceeds_the_budget(plain):
@@ -316,7 +316,7 @@ def test_peak_memory_stays_within_the_budget(tmp_path):
 
 
 def test_damage_is_met_and_named(tmp_path):
-    cached = CachedDataset(Tracks(), tmp_path, chunk_size=8)
+    cached = CachedDataset(Tracks(), tmp_path, chunk_size=16)
     cached.generate()
     path = Path(cached.directory) / "data.zarr/output.u/c.1.0.0"
     good = path.read_bytes()
@@ -326,14 +326,14 @@ def test_damage_is_met_and_named(tmp_path):
         bad[at] ^= 1
         path.write_bytes(bad)
         feed = StreamFeed(windows_of(CachedDataset(Tracks(), tmp_path)), 100)
-        with pytest.raises(CacheDamaged, match=r"chunk 1 \(rows 8 to 15\)") as error:
+        with pytest.raises(CacheDamaged, match=r"part 1 \(rows 8 to 15\)") as error:
             for start in range(0, 60, 20):
                 feed.load(order, start, 20, 20)
-        assert error.value.chunks == [1]
+        assert error.value.parts == [1]
 
 
 def test_a_remote_store_is_streamed():
-    cached = CachedDataset(Tracks(), "memory://streamed", chunk_size=8)
+    cached = CachedDataset(Tracks(), "memory://streamed", chunk_size=16)
     memory = Windows(cached.trajectories(), 2, residency="host")
     indices = np.arange(0, len(memory), 7)
     same(windows_of(cached, 2).gather_host(indices), memory.gather_host(indices))

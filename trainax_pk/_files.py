@@ -36,7 +36,7 @@ class AbstractFiles(abc.ABC):
         """Content of a file. Raises FileNotFoundError."""
 
     @abc.abstractmethod
-    def read_part(self, name: str, start: int, length: int) -> bytes:
+    def read_range(self, name: str, start: int, length: int) -> bytes:
         """Bytes of a file from `start` on, counted from its end if negative."""
 
     @abc.abstractmethod
@@ -84,7 +84,7 @@ class LocalFiles(AbstractFiles):
     def read(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
 
-    def read_part(self, name: str, start: int, length: int) -> bytes:
+    def read_range(self, name: str, start: int, length: int) -> bytes:
         with open(self.root / name, "rb", buffering=0) as file:
             file.seek(start, os.SEEK_END if start < 0 else os.SEEK_SET)
             return file.read(length)

@@ -50,11 +50,11 @@ class CachedDataset:
 
     The cache lies in `cache_dir/<content hash>-<format>`: a source whose physics, prior,
     seed or precision differs has another folder, so that nothing stale is read. It is
-    made when it is first read, or by `generate`. While one chunk is written the next is
-    simulated. A chunk counts once its files and a sealed note about them are durable;
-    the manifest is committed last, atomically. What was killed, by whatever signal,
-    goes on at the first chunk that is missing and ends in the same bytes; at most the
-    chunk being written and the one being simulated are made again.
+    made when it is first read, or by `generate`. While one part is written the next is
+    simulated: these two are the open chunk. A part counts once its files and a sealed
+    note about them are durable; the manifest is committed last, atomically. What was
+    killed, by whatever signal, goes on at the first part that is missing and ends in
+    the same bytes; at most the open chunk is made again.
 
     Opening compares the manifest's seal and the sizes of all files; `verify(full=True)`
     reads every byte. One writer at a time holds a lock that the kernel releases with its
@@ -103,12 +103,13 @@ class CachedDataset:
             cache_dir: Where caches are kept; made if it is not there.
             format: "zarr" (version 3, sharded), "parquet", which needs the extra
                 `trainax_pk[parquet]`, or "tfrecord".
-            chunk_size: Samples of a chunk, which is what a kill may cost; None for
-                chunks of about 32 MiB. A cache that exists keeps its own.
+            chunk_size: Samples that a kill may cost, >= 2: those of the open chunk, of
+                two parts. None for parts of about 32 MiB. A cache that exists keeps its
+                own.
             compression: "lz4", "zstd", for parquet "snappy" as well, or None; "auto"
                 for the fastest of them.
             memory_budget: Bytes that generation and training may hold of the data. A
-                trainer streams data that need more; generation makes smaller chunks.
+                trainer streams data that need more; generation makes smaller parts.
                 None: data up to half of the machine's memory are trained on in memory,
                 larger ones streamed through 512 MiB.
             lock_timeout: Seconds to wait for another writer of the same cache.
@@ -141,7 +142,7 @@ class CachedDataset:
                 f"{compression!r}."
             )
         if chunk_size is not None:
-            check_count("chunk_size", chunk_size)
+            check_count("chunk_size", chunk_size, minimum=2)
         if memory_budget is not None:
             check_count("memory_budget", memory_budget)
         if not lock_timeout >= 0:
@@ -221,15 +222,15 @@ class CachedDataset:
         return tree
 
     def __iter__(self) -> Iterator[PyTree[Any]]:
-        for chunk in self.chunks():
-            for i in range(len(jax.tree.leaves(chunk)[0])):
-                yield jax.tree.map(lambda x, i=i: x[i], chunk)
+        for part in self.chunks():
+            for i in range(len(jax.tree.leaves(part)[0])):
+                yield jax.tree.map(lambda x, i=i: x[i], part)
 
     def chunks(self) -> Iterator[PyTree[Any]]:
-        """Rows with a leading axis, a stored chunk at a time."""
+        """Rows with a leading axis, a stored part at a time."""
         layout = self.open().layout
-        for chunk in range(layout.num_chunks):
-            yield self[slice(*layout.rows(chunk))]
+        for part in range(layout.num_parts):
+            yield self[slice(*layout.rows(part))]
 
     def trajectories(self) -> Trajectories:
         """All samples as trajectories in memory, to be trained on.
@@ -268,7 +269,7 @@ class CachedDataset:
             full: Compare the checksum of every file too, not only sizes.
 
         Raises:
-            CacheDamaged: Something differs; the message names every damaged chunk and
+            CacheDamaged: Something differs; the message names every damaged part and
                 its file.
         """
         self.open()
@@ -279,12 +280,12 @@ class CachedDataset:
             lines = "; ".join(text for _, text in damage)
             raise CacheDamaged(
                 f"Expected the cache {self.directory} as it was written, got: {lines}. "
-                "Call repair() to make the damaged chunks again, or invalidate().",
-                chunks=[chunk for chunk, _ in damage if chunk is not None],
+                "Call repair() to make the damaged parts again, or invalidate().",
+                parts=[part for part, _ in damage if part is not None],
             )
 
     def repair(self) -> None:
-        """Makes damaged chunks again, and nothing else.
+        """Makes damaged parts again, and nothing else.
 
         Raises:
             CacheDamaged: The manifest itself is damaged: only `invalidate` helps.
@@ -298,9 +299,9 @@ class CachedDataset:
             if None in damage:
                 # Nothing that hangs on damaged metadata is believed.
                 files.remove(METADATA)
-            for chunk, entry in enumerate(manifest["chunks"]):
-                if chunk not in damage:
-                    files.write(ledger_name(chunk), seal({**entry, "chunk": chunk}))
+            for part, entry in enumerate(manifest["parts"]):
+                if part not in damage:
+                    files.write(ledger_name(part), seal({**entry, "part": part}))
             files.remove(MANIFEST)
         self._store = None
         self.open()
@@ -341,14 +342,14 @@ class CachedDataset:
         manifest = self._read_manifest(files)
         layout = self._layout_of(manifest["layout"])
         self._store = _STORES[self.format](layout, files)
-        self.num_failed = sum(entry["num_failed"] for entry in manifest["chunks"])
+        self.num_failed = sum(entry["num_failed"] for entry in manifest["parts"])
         damage = self._damage(manifest, full=False)
         if damage:
             self._store = None
             raise CacheDamaged(
                 f"Expected the cache {self.directory} as it was written, got: "
                 f"{damage[0][1]}. Call repair(), or invalidate().",
-                chunks=[chunk for chunk, _ in damage if chunk is not None],
+                parts=[part for part, _ in damage if part is not None],
             )
         return self._store
 
@@ -358,7 +359,7 @@ class CachedDataset:
             raise CacheDamaged(
                 f"Expected a whole manifest in {self.directory}, got a missing or "
                 f"damaged {MANIFEST}. Call invalidate() and generate again.",
-                chunks=[],
+                parts=[],
             )
         self._layout_of(manifest["layout"])
         return manifest
@@ -372,12 +373,12 @@ class CachedDataset:
         if text is not None:
             found.append((None, text))
         layout = self._layout_of(manifest["layout"])
-        for chunk, entry in enumerate(manifest["chunks"]):
+        for part, entry in enumerate(manifest["parts"]):
             text = find_damage(files, entry["files"], full=full)
             if text is not None:
-                start, stop = layout.rows(chunk)
+                start, stop = layout.rows(part)
                 found.append(
-                    (chunk, f"chunk {chunk} (rows {start} to {stop - 1}): {text}")
+                    (part, f"part {part} (rows {start} to {stop - 1}): {text}")
                 )
         return found
 
@@ -418,6 +419,6 @@ class CachedDataset:
             raise OSError(
                 error.errno,
                 f"Expected to write the cache {self.directory}, got: "
-                f"{error.strerror or error}. Chunks that were finished stay: make room "
+                f"{error.strerror or error}. Parts that were finished stay: make room "
                 "or pass another cache_dir, and call generate() again to go on",
             ) from error

@@ -28,7 +28,7 @@ class RemoteFiles(AbstractFiles):
     def read(self, name: str) -> bytes:
         return self._fs.cat_file(self._path(name))
 
-    def read_part(self, name: str, start: int, length: int) -> bytes:
+    def read_range(self, name: str, start: int, length: int) -> bytes:
         end = start + length or None
         return self._fs.cat_file(self._path(name), start=start, end=end)
 

@@ -29,8 +29,8 @@ from trainax_pk.data._cache_manifest import (
 )
 from trainax_pk.data._cache_store import AbstractStore, Rows
 
-# What a chunk holds: large enough for a disk's full speed, small enough to lose.
-_CHUNK_BYTES = 2**25
+# What a part holds: large enough for a disk's full speed, small enough to lose.
+_PART_BYTES = 2**25
 
 
 def plan_layout(
@@ -44,23 +44,25 @@ def plan_layout(
 ) -> Layout:
     """How a new cache is laid out."""
     leaves = make_leaves(spec)
-    if chunk_size is None:
+    if chunk_size is not None:
+        part_size = chunk_size // 2
+    else:
         row_bytes = max(1, sum(leaf.nbytes for leaf in leaves))
-        chunk_bytes = _CHUNK_BYTES
+        part_bytes = _PART_BYTES
         if memory_budget is not None:
             # One is simulated, with its blocks and what they are made of; one is encoded
             # and written.
-            chunk_bytes = min(chunk_bytes, memory_budget // 16)
-        chunk_size = max(1, chunk_bytes // row_bytes)
+            part_bytes = min(part_bytes, memory_budget // 16)
+        part_size = max(1, part_bytes // row_bytes)
         block = getattr(source, "block_size", 1)
         # Whole blocks, since a part of one costs as much; within the memory budget.
-        chunk_size = max(block, chunk_size // block * block)
-        chunk_size = min(chunk_size, getattr(source, "chunk_size", chunk_size))
+        part_size = max(block, part_size // block * block)
+        part_size = min(part_size, getattr(source, "chunk_size", part_size))
     return Layout(
         content_hash,
         format,
         len(source),
-        min(chunk_size, len(source)),
+        min(part_size, len(source)),
         compression,
         leaves,
     )
@@ -75,30 +77,30 @@ def generate(
     *,
     progress: bool,
 ) -> None:
-    """Writes the chunks that are not whole, then the manifest. The lock is held.
+    """Writes the parts that are not whole, then the manifest. The lock is held.
 
     The order is what makes it safe against an end at any instant: header, metadata of
-    the format, then for every chunk its files and a sealed note, then the manifest. Each
+    the format, then for every part its files and a sealed note, then the manifest. Each
     is durable before the next begins, and none is believed without its checksum.
     """
     layout = _begin(files, wanted, read_layout)
     store = make_store(layout, files)
     metadata = _create(files, store)
     entries = _finished(files, layout)
-    missing = [c for c in range(layout.num_chunks) if c not in entries]
+    missing = [c for c in range(layout.num_parts) if c not in entries]
     done = sum(_length(layout, c) for c in entries)
     bar = tqdm(
         total=layout.num_samples, initial=done, unit=" samples", disable=not progress
     )
-    # One writer and one chunk in its hands: two chunks are open at a time, the one that
+    # One writer and one part in its hands: two parts are open at a time, the one that
     # is written and the one that is simulated.
     with bar, ThreadPoolExecutor(1) as writer:
         pending: tuple[int, Future] | None = None
-        for chunk in missing:
-            rows, num_failed = _simulate(source, layout, chunk)
+        for part in missing:
+            rows, num_failed = _simulate(source, layout, part)
             _settle(pending, entries, bar, layout)
-            task = writer.submit(_write, store, files, chunk, rows, num_failed)
-            pending = chunk, task
+            task = writer.submit(_write, store, files, part, rows, num_failed)
+            pending = part, task
         _settle(pending, entries, bar, layout)
     _commit(files, layout, metadata, entries)
 
@@ -131,7 +133,7 @@ def _begin(
         raise CacheDamaged(
             f"Expected a whole {HEADER} in {where}, got a damaged one. Call "
             "invalidate() and generate again.",
-            chunks=[],
+            parts=[],
         )
     layout = read_layout(header)
     same = (layout.content_hash, layout.num_samples, layout.leaves) == (
@@ -149,10 +151,10 @@ def _begin(
 
 
 def _create(files: AbstractFiles, store: AbstractStore) -> dict[str, list[int]]:
-    """Fingerprints of what belongs to no chunk; writes it if it is not whole."""
+    """Fingerprints of what belongs to no part; writes it if it is not whole."""
     metadata = read_sealed(files, METADATA)
     if metadata is None or find_damage(files, metadata, full=True):
-        # What chunks there are hang on it, so they go with it.
+        # What parts there are hang on it, so they go with it.
         files.remove(LEDGER)
         metadata = fingerprints(files, store.create())
         files.write(METADATA, seal(metadata))
@@ -162,18 +164,18 @@ def _create(files: AbstractFiles, store: AbstractStore) -> dict[str, list[int]]:
 def _finished(files: AbstractFiles, layout: Layout) -> dict[int, dict[str, Any]]:
     there = set(files.names())
     found = {}
-    for chunk in range(layout.num_chunks):
-        name = ledger_name(chunk)
+    for part in range(layout.num_parts):
+        name = ledger_name(part)
         note = read_sealed(files, name) if name in there else None
-        if note is None or note.pop("chunk", None) != chunk:
+        if note is None or note.pop("part", None) != part:
             continue
         if find_damage(files, note["files"], full=True) is None:
-            found[chunk] = note
+            found[part] = note
     return found
 
 
-def _simulate(source: Any, layout: Layout, chunk: int) -> tuple[Rows, int]:
-    start, stop = layout.rows(chunk)
+def _simulate(source: Any, layout: Layout, part: int) -> tuple[Rows, int]:
+    start, stop = layout.rows(part)
     before = getattr(source, "num_failed", 0)
     leaves = [np.asarray(x) for x in jax.tree.leaves(source[start:stop])]
     got = [(x.shape, x.dtype.name) for x in leaves]
@@ -189,11 +191,11 @@ def _simulate(source: Any, layout: Layout, chunk: int) -> tuple[Rows, int]:
 
 
 def _write(
-    store: AbstractStore, files: AbstractFiles, chunk: int, rows: Rows, num_failed: int
+    store: AbstractStore, files: AbstractFiles, part: int, rows: Rows, num_failed: int
 ) -> dict[str, Any]:
-    names = store.write(chunk, rows)
+    names = store.write(part, rows)
     note = {"files": fingerprints(files, names), "num_failed": num_failed}
-    files.write(ledger_name(chunk), seal({**note, "chunk": chunk}))
+    files.write(ledger_name(part), seal({**note, "part": part}))
     return note
 
 
@@ -205,9 +207,9 @@ def _settle(
 ) -> None:
     if pending is None:
         return
-    chunk, task = pending
-    entries[chunk] = task.result()
-    bar.update(_length(layout, chunk))
+    part, task = pending
+    entries[part] = task.result()
+    bar.update(_length(layout, part))
 
 
 def _commit(
@@ -216,14 +218,14 @@ def _commit(
     metadata: dict[str, list[int]],
     entries: dict[int, dict[str, Any]],
 ) -> None:
-    chunks = [entries[c] for c in range(layout.num_chunks)]
+    parts = [entries[c] for c in range(layout.num_parts)]
     own = {**metadata, **fingerprints(files, [HEADER, METADATA])}
-    expected = set(own).union(*(entry["files"] for entry in chunks))
+    expected = set(own).union(*(entry["files"] for entry in parts))
     for name in files.names():
         # Left by a writer that was killed in the middle of a file.
         if name not in expected and not name.startswith(f"{LEDGER}/"):
             files.remove(name)
-    manifest = {"layout": layout.to_json(), "metadata": own, "chunks": chunks}
+    manifest = {"layout": layout.to_json(), "metadata": own, "parts": parts}
     # The ledger goes file by file: its own remains could not tell that there are any.
     files.write(FINISHING, b"")
     files.write(MANIFEST, seal(manifest))
@@ -236,8 +238,8 @@ def tidy(files: AbstractFiles) -> None:
     files.remove(FINISHING)
 
 
-def _length(layout: Layout, chunk: int) -> int:
-    start, stop = layout.rows(chunk)
+def _length(layout: Layout, part: int) -> int:
+    start, stop = layout.rows(part)
     return stop - start
 
 

@@ -23,17 +23,17 @@ class CacheDamaged(RuntimeError):
     """Stored data are not what was written.
 
     Attributes:
-        chunks: Numbers of the damaged chunks; empty if the manifest itself is.
+        parts: Numbers of the damaged parts; empty if the manifest itself is.
 
     Example:
         >>> from trainax_pk.data import CacheDamaged
-        >>> CacheDamaged("chunk 3 is damaged", chunks=[3]).chunks
+        >>> CacheDamaged("part 3 is damaged", parts=[3]).parts
         [3]
     """
 
-    def __init__(self, message: str, *, chunks: list[int]) -> None:
+    def __init__(self, message: str, *, parts: list[int]) -> None:
         super().__init__(message)
-        self.chunks = chunks
+        self.parts = parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Layout:
         content_hash: Of the source.
         format: "zarr", "parquet" or "tfrecord".
         num_samples: Rows.
-        chunk_size: Rows of a chunk; the last one may be shorter.
+        part_size: Rows of a part; the last one may be shorter.
         compression: Name of the codec, or None.
         leaves: Arrays of a row.
     """
@@ -88,19 +88,19 @@ class Layout:
     content_hash: str
     format: str
     num_samples: int
-    chunk_size: int
+    part_size: int
     compression: str | None
     leaves: tuple[Leaf, ...]
 
     @property
-    def num_chunks(self) -> int:
-        """Chunks, the last one included."""
-        return -(-self.num_samples // self.chunk_size)
+    def num_parts(self) -> int:
+        """Parts, the last one included."""
+        return -(-self.num_samples // self.part_size)
 
-    def rows(self, chunk: int) -> tuple[int, int]:
-        """First row of a chunk, and the one after its last."""
-        start = chunk * self.chunk_size
-        return start, min(start + self.chunk_size, self.num_samples)
+    def rows(self, part: int) -> tuple[int, int]:
+        """First row of a part, and the one after its last."""
+        start = part * self.part_size
+        return start, min(start + self.part_size, self.num_samples)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -135,6 +135,6 @@ def make_leaves(spec: PyTree[Any]) -> tuple[Leaf, ...]:
     return tuple(leaves)
 
 
-def ledger_name(chunk: int) -> str:
-    """File that says that a chunk is whole."""
-    return f"{LEDGER}/{chunk:08d}.json"
+def ledger_name(part: int) -> str:
+    """File that says that a part is whole."""
+    return f"{LEDGER}/{part:08d}.json"

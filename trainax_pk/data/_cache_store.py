@@ -12,14 +12,14 @@ Rows = dict[str, np.ndarray]
 
 
 class AbstractStore(abc.ABC):
-    """Rows in files of some format, written chunk by chunk and read piece by piece.
+    """Rows in files of some format, written part by part and read piece by piece.
 
     A piece is what is read at once of one leaf: some rows, and some entries along the
-    first axis of a row, which are the times of a trajectory. It lies in one chunk.
+    first axis of a row, which are the times of a trajectory. It lies in one part.
 
     To add one: implement the methods below, and name it in `trainax_pk/data/_cache.py`.
-    No two chunks may share a file, since a chunk is verified, and written again, by its
-    files. Writing a chunk twice must give the same bytes. The contract tests of
+    No two parts may share a file, since a part is verified, and written again, by its
+    files. Writing a part twice must give the same bytes. The contract tests of
     `tests/test_data_cache.py` and `tests/test_data_stream.py` run on every format.
 
     Attributes:
@@ -33,11 +33,11 @@ class AbstractStore(abc.ABC):
 
     @abc.abstractmethod
     def create(self) -> list[str]:
-        """Writes what belongs to no chunk; returns the files."""
+        """Writes what belongs to no part; returns the files."""
 
     @abc.abstractmethod
-    def write(self, chunk: int, rows: Rows) -> list[str]:
-        """Writes one chunk durably; returns its files."""
+    def write(self, part: int, rows: Rows) -> list[str]:
+        """Writes one part durably; returns its files."""
 
     @abc.abstractmethod
     def read(self, start: int, stop: int) -> Rows:
@@ -58,18 +58,18 @@ class AbstractStore(abc.ABC):
         thread may call it."""
 
 
-def take_by_chunk(
-    layout: Layout, rows: np.ndarray, read_chunk: Callable[[int], Rows]
+def take_by_part(
+    layout: Layout, rows: np.ndarray, read_part: Callable[[int], Rows]
 ) -> Rows:
-    """Rows by number, for formats that are read a chunk at a time."""
+    """Rows by number, for formats that are read a part at a time."""
     out = {
         leaf.name: np.empty((len(rows), *leaf.shape), np.dtype(leaf.dtype))
         for leaf in layout.leaves
     }
-    chunks = rows // layout.chunk_size
-    for chunk in np.unique(chunks):
-        at = np.flatnonzero(chunks == chunk)
-        content = read_chunk(int(chunk))
+    parts = rows // layout.part_size
+    for part in np.unique(parts):
+        at = np.flatnonzero(parts == part)
+        content = read_part(int(part))
         for name, array in content.items():
-            out[name][at] = array[rows[at] - chunk * layout.chunk_size]
+            out[name][at] = array[rows[at] - part * layout.part_size]
     return out

@@ -1,4 +1,4 @@
-"""Chunks as parquet files, one column for each leaf."""
+"""Parts as parquet files, one column for each leaf."""
 
 import io
 import json
@@ -6,12 +6,12 @@ import json
 import numpy as np
 
 from trainax_pk.data._cache_manifest import Leaf
-from trainax_pk.data._cache_store import AbstractStore, Rows, take_by_chunk
+from trainax_pk.data._cache_store import AbstractStore, Rows, take_by_part
 from trainax_pk.data._extras import load
 
 
 class ParquetStore(AbstractStore):
-    """`part-<chunk>.parquet`: leaves as fixed-size lists of their flattened entries.
+    """`part-<part>.parquet`: leaves as fixed-size lists of their flattened entries.
 
     Shapes and dtypes stand in the schema's metadata under "trainax_pk", so that a file
     can be read without this package. Pages carry checksums.
@@ -22,7 +22,7 @@ class ParquetStore(AbstractStore):
         load("pyarrow.parquet", "parquet")
         return []
 
-    def write(self, chunk: int, rows: Rows) -> list[str]:
+    def write(self, part: int, rows: Rows) -> list[str]:
         """One file."""
         pyarrow, parquet = (
             load("pyarrow", "parquet"),
@@ -48,8 +48,8 @@ class ParquetStore(AbstractStore):
             write_statistics=False,
             write_page_checksum=True,
         )
-        self.files.write(_name(chunk), sink.getvalue())
-        return [_name(chunk)]
+        self.files.write(_name(part), sink.getvalue())
+        return [_name(part)]
 
     def read(self, start: int, stop: int) -> Rows:
         """Rows of the parts that hold them."""
@@ -57,25 +57,25 @@ class ParquetStore(AbstractStore):
 
     def take(self, rows: np.ndarray) -> Rows:
         """Every part that holds a row is read once."""
-        return take_by_chunk(self.layout, rows, self._read_chunk)
+        return take_by_part(self.layout, rows, self._read_part)
 
     def piece_shape(self, leaf: Leaf) -> tuple[int, int]:
         """A column of a part: pages hold no whole number of rows."""
-        return self.layout.chunk_size, max(leaf.length, 1)
+        return self.layout.part_size, max(leaf.length, 1)
 
     def read_piece(self, leaf: Leaf, row: int, entry: int) -> np.ndarray:
         """A column of part `row`."""
         del entry
-        column = self._read_chunk(row, (leaf,))[leaf.name]
+        column = self._read_part(row, (leaf,))[leaf.name]
         return column.reshape(len(column), *self.piece_shape(leaf)[1:], *leaf.shape[1:])
 
-    def _read_chunk(self, chunk: int, leaves: tuple[Leaf, ...] = ()) -> Rows:
+    def _read_part(self, part: int, leaves: tuple[Leaf, ...] = ()) -> Rows:
         parquet = load("pyarrow.parquet", "parquet")
-        content = io.BytesIO(self.files.read(_name(chunk)))
+        content = io.BytesIO(self.files.read(_name(part)))
         leaves = leaves or self.layout.leaves
         file = parquet.ParquetFile(content, page_checksum_verification=True)
         table = file.read([leaf.name for leaf in leaves])
-        start, stop = self.layout.rows(chunk)
+        start, stop = self.layout.rows(part)
         out = {}
         for leaf in leaves:
             column = table.column(leaf.name).combine_chunks()
@@ -96,5 +96,5 @@ def _real(flat: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(flat).view(f"u{size}")
 
 
-def _name(chunk: int) -> str:
-    return f"part-{chunk:06d}.parquet"
+def _name(part: int) -> str:
+    return f"part-{part:06d}.parquet"

@@ -1,4 +1,4 @@
-"""Chunks as TFRecord files of `tf.train.Example`, readable by TensorFlow."""
+"""Parts as TFRecord files of `tf.train.Example`, readable by TensorFlow."""
 
 import dataclasses
 import functools
@@ -7,14 +7,14 @@ import struct
 import numpy as np
 
 from trainax_pk.data._cache_manifest import Leaf
-from trainax_pk.data._cache_store import AbstractStore, Rows, take_by_chunk
+from trainax_pk.data._cache_store import AbstractStore, Rows, take_by_part
 from trainax_pk.data._extras import load
 
 _MASK_DELTA = 0xA282EAD8
 
 
 class TFRecordStore(AbstractStore):
-    """`part-<chunk>.tfrecord`: one `tf.train.Example` for each row.
+    """`part-<part>.tfrecord`: one `tf.train.Example` for each row.
 
     float32 leaves are a FloatList of the flattened entries; all others a BytesList with
     the row's little-endian bytes (`tf.io.decode_raw`). Records are framed as TensorFlow
@@ -27,12 +27,12 @@ class TFRecordStore(AbstractStore):
         """Nothing beside the parts."""
         return []
 
-    def write(self, chunk: int, rows: Rows) -> list[str]:
+    def write(self, part: int, rows: Rows) -> list[str]:
         """One file."""
-        start, stop = self.layout.rows(chunk)
+        start, stop = self.layout.rows(part)
         content = encode(self.layout.leaves, rows, stop - start)
-        self.files.write(_name(chunk), content)
-        return [_name(chunk)]
+        self.files.write(_name(part), content)
+        return [_name(part)]
 
     def read(self, start: int, stop: int) -> Rows:
         """Rows of the parts that hold them."""
@@ -40,7 +40,7 @@ class TFRecordStore(AbstractStore):
 
     def take(self, rows: np.ndarray) -> Rows:
         """Every part that holds a row is read once."""
-        return take_by_chunk(self.layout, rows, self._read_chunk)
+        return take_by_part(self.layout, rows, self._read_part)
 
     def piece_shape(self, leaf: Leaf) -> tuple[int, int]:
         """A row."""
@@ -49,17 +49,17 @@ class TFRecordStore(AbstractStore):
     def read_piece(self, leaf: Leaf, row: int, entry: int) -> np.ndarray:
         """One record."""
         del entry
-        chunk, i = divmod(row, self.layout.chunk_size)
+        part, i = divmod(row, self.layout.part_size)
         size = record_bytes(self.layout.leaves)
-        content = self.files.read_part(_name(chunk), i * size, size)
-        where = f"record {i} of {_name(chunk)}"
+        content = self.files.read_range(_name(part), i * size, size)
+        where = f"record {i} of {_name(part)}"
         values = decode(self.layout.leaves, content, 1, where)[leaf.name]
         return values.reshape(*self.piece_shape(leaf), *leaf.shape[1:])
 
-    def _read_chunk(self, chunk: int) -> Rows:
-        start, stop = self.layout.rows(chunk)
-        content = self.files.read(_name(chunk))
-        return decode(self.layout.leaves, content, stop - start, _name(chunk))
+    def _read_part(self, part: int) -> Rows:
+        start, stop = self.layout.rows(part)
+        content = self.files.read(_name(part))
+        return decode(self.layout.leaves, content, stop - start, _name(part))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,5 +174,5 @@ def _little(rows: np.ndarray, leaf: Leaf) -> np.ndarray:
     return little.reshape(-1).view(np.uint8)
 
 
-def _name(chunk: int) -> str:
-    return f"part-{chunk:06d}.tfrecord"
+def _name(part: int) -> str:
+    return f"part-{part:06d}.tfrecord"

@@ -1,4 +1,4 @@
-"""Chunks as shards of zarr arrays (format 3)."""
+"""Parts as shards of zarr arrays (format 3)."""
 
 import functools
 import os
@@ -22,7 +22,7 @@ _INDICES = 4096
 
 
 class ZarrStore(AbstractStore):
-    """One zarr array for each leaf in one group; a chunk of the cache is one shard.
+    """One zarr array for each leaf in one group; a part of the cache is one shard.
 
     Inner chunks are compressed and carry a CRC-32C each, as does the index of a shard:
     a reader of the array by any zarr library meets damage as an error.
@@ -57,12 +57,12 @@ class ZarrStore(AbstractStore):
         self.files.settle(names)
         return names
 
-    def write(self, chunk: int, rows: Rows) -> list[str]:
+    def write(self, part: int, rows: Rows) -> list[str]:
         """One shard of every array."""
         names = []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for leaf in self.layout.leaves:
-                name = _shard(leaf, chunk)
+                name = _shard(leaf, part)
                 self.files.write(name, self._encode(leaf, rows[leaf.name], pool))
                 names.append(name)
         return names
@@ -92,10 +92,10 @@ class ZarrStore(AbstractStore):
         """An inner chunk, padded with zeros."""
         shape = self.piece_shape(leaf)
         across, along = self._grid(leaf)
-        chunk, row = divmod(row, across)
-        offset, length = self._index(leaf, chunk)[row * along + entry]
-        content = self.files.read_part(_shard(leaf, chunk), int(offset), int(length))
-        body = self._checked(content, leaf, chunk)
+        part, row = divmod(row, across)
+        offset, length = self._index(leaf, part)[row * along + entry]
+        content = self.files.read_range(_shard(leaf, part), int(offset), int(length))
+        body = self._checked(content, leaf, part)
         raw = body if self._codec is None else self._codec.decode(body)
         stored = np.frombuffer(raw, leaf.stored_dtype.newbyteorder("<"))
         native = stored.astype(leaf.stored_dtype, copy=False)
@@ -104,7 +104,7 @@ class ZarrStore(AbstractStore):
     def _grid(self, leaf: Leaf) -> tuple[int, int]:
         """Inner chunks of a shard, across its rows and along their first axis."""
         rows, entries = self.piece_shape(leaf)
-        return -(-self.layout.chunk_size // rows), -(-max(leaf.length, 1) // entries)
+        return -(-self.layout.part_size // rows), -(-max(leaf.length, 1) // entries)
 
     def _encode(self, leaf: Leaf, rows: np.ndarray, pool: ThreadPoolExecutor) -> bytes:
         across, along = self._grid(leaf)
@@ -115,38 +115,38 @@ class ZarrStore(AbstractStore):
 
         def encode(number: int) -> bytes:
             row, entry = divmod(number, along)
-            part = stored[
+            block = stored[
                 row * size : (row + 1) * size, entry * entries : (entry + 1) * entries
             ]
             whole = np.zeros(
                 (size, entries, *map(_at_least_one, leaf.shape[1:])), little
             )
-            whole[tuple(map(slice, part.shape))] = part
+            whole[tuple(map(slice, block.shape))] = block
             body = whole.tobytes() if self._codec is None else self._codec.encode(whole)
             return body + struct.pack("<I", self._crc32c(body))
 
-        parts = list(pool.map(encode, range(across * along)))
-        lengths = np.array([len(part) for part in parts], "<u8")
+        pieces = list(pool.map(encode, range(across * along)))
+        lengths = np.array([len(piece) for piece in pieces], "<u8")
         index = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1).astype("<u8")
         raw = index.tobytes()
-        return b"".join([*parts, raw, struct.pack("<I", self._crc32c(raw))])
+        return b"".join([*pieces, raw, struct.pack("<I", self._crc32c(raw))])
 
-    def _read_index(self, leaf: Leaf, chunk: int) -> np.ndarray:
+    def _read_index(self, leaf: Leaf, part: int) -> np.ndarray:
         across, along = self._grid(leaf)
         length = 16 * across * along + 4
-        content = self.files.read_part(_shard(leaf, chunk), -length, length)
-        raw = self._checked(content, leaf, chunk)
+        content = self.files.read_range(_shard(leaf, part), -length, length)
+        raw = self._checked(content, leaf, part)
         return np.frombuffer(raw, "<u8").reshape(-1, 2)
 
-    def _checked(self, content: bytes, leaf: Leaf, chunk: int) -> bytes:
+    def _checked(self, content: bytes, leaf: Leaf, part: int) -> bytes:
         body = content[:-4]
         if content[-4:] != struct.pack("<I", self._crc32c(body)):
-            start, stop = self.layout.rows(chunk)
+            start, stop = self.layout.rows(part)
             raise CacheDamaged(
-                f"Expected chunk {chunk} (rows {start} to {stop - 1}) as it was written, "
-                f"got another checksum in {_shard(leaf, chunk)}. Call repair() to make "
-                "the damaged chunks again.",
-                chunks=[chunk],
+                f"Expected part {part} (rows {start} to {stop - 1}) as it was written, "
+                f"got another checksum in {_shard(leaf, part)}. Call repair() to make "
+                "the damaged parts again.",
+                parts=[part],
             )
         return body
 
@@ -174,12 +174,12 @@ class ZarrStore(AbstractStore):
 @functools.lru_cache(256)
 def _piece_shape(layout: Layout, leaf: Leaf) -> tuple[int, int]:
     """Rows and entries of a piece of about `_PIECE_BYTES`, as even as they divide."""
-    size = layout.chunk_size
+    size = layout.part_size
     entry_bytes = max(1, leaf.nbytes // max(leaf.length, 1))
-    parts = -(-leaf.length // max(1, _PIECE_BYTES // entry_bytes))
-    entries = max(1, -(-leaf.length // max(1, parts)))
+    cuts = -(-leaf.length // max(1, _PIECE_BYTES // entry_bytes))
+    entries = max(1, -(-leaf.length // max(1, cuts)))
     wanted = max(1, min(size, _PIECE_BYTES // max(leaf.nbytes, 1)))
-    if layout.num_chunks == 1:
+    if layout.num_parts == 1:
         # The only shard may reach past the end.
         return wanted, entries
     divisors = [d for d in range(1, size + 1) if size % d == 0]
@@ -193,8 +193,8 @@ def _codecs(zarr: Any, compression: str | None) -> list[Any]:
     return [*codecs, zarr.codecs.Crc32cCodec()]
 
 
-def _shard(leaf: Leaf, chunk: int) -> str:
-    return f"{_FOLDER}/{leaf.name}/c.{'.'.join([str(chunk), *['0'] * len(leaf.shape)])}"
+def _shard(leaf: Leaf, part: int) -> str:
+    return f"{_FOLDER}/{leaf.name}/c.{'.'.join([str(part), *['0'] * len(leaf.shape)])}"
 
 
 def _at_least_one(n: int) -> int:
