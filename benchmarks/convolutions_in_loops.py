@@ -28,7 +28,7 @@ import pdequinox as pdeqx
 
 from trainax_pk.engine._convolution_forms import (
     channels_last,
-    per_group,
+    group_after_group,
     read_convolution,
 )
 from trainax_pk.engine._fast_convolutions import fast_convolutions, inspect_loops
@@ -123,7 +123,7 @@ def everything_channels_last(fn: Callable[..., Any]) -> Callable[..., Any]:
         if eqn.primitive.name != "conv_general_dilated":
             return None
         conv = read_convolution(eqn)
-        form = channels_last if conv.groups == 1 else per_group(channels_last)
+        form = channels_last if conv.groups == 1 else group_after_group(channels_last)
         return lambda lhs, rhs: form(lhs, rhs, conv)
 
     def rewritten(*args: Any) -> Any:

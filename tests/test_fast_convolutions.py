@@ -17,10 +17,11 @@ from jax.sharding import Mesh, PartitionSpec
 from trainax_pk.engine import _fast_convolutions as module
 from trainax_pk.engine._convolution_forms import (
     channels_last,
+    group_after_group,
     one_by_one,
-    per_group,
     read_convolution,
     shift_and_add,
+    side_by_side,
     tap_products,
 )
 from trainax_pk.engine._convolution_rule import choose_form
@@ -68,7 +69,10 @@ def forced(monkeypatch):
             # Shifting and adding is no form of a gradient by the kernel.
             unfit = form is shift_and_add and conv.is_kernel_gradient
             fit = tap_products if unfit else form
-            return fit if conv.groups == 1 else per_group(fit)
+            if conv.groups == 1:
+                return fit
+            grouped = group_after_group if form is channels_last else side_by_side
+            return grouped(fit)
 
         monkeypatch.setattr(module, "choose_form", choose)
 
@@ -433,6 +437,9 @@ def test_rule_by_size():
     assert _forms((2, 8, 18, 18, 18), (8, 8, 3, 3, 3), single) == products
     grouped = _forms((20, 256, 162), (256, 32, 3), single, feature_group_count=8)
     assert set(grouped.values()) == {"grouped"}
+    # Eight members of a stencil: one fused loop over all, not eight, nor masks.
+    stencils = _forms((32, 8, 31), (8, 1, 2), single, feature_group_count=8)
+    assert stencils == dict.fromkeys(nothing, "grouped")
     many = _forms((20, 1024, 162), (1024, 32, 3), single, feature_group_count=32)
     assert set(many.values()) == {"channels_last"}
 

@@ -104,6 +104,19 @@ def test_members_of_an_ensemble_are_those_alone(way, program):
         )
 
 
+def test_members_in_one_program_are_those_alone():
+    # The rewrite for a CPU sees all members at once: no grouped convolution is left.
+    trainer, alone = TRAINERS["supervised"](), TRAINERS["supervised"]()
+    trainer.engine.members = (True, "for the test")
+    keys = jax.random.split(jax.random.key(5), 3)
+    models = eqx.filter_vmap(conv)(keys)
+    together, history = trainer(models, key=keys, ensemble=True)
+    apart, expected = alone(models, key=keys, ensemble=True)
+    assert not alone.engine.members[0]
+    np.testing.assert_allclose(history.loss, expected.loss, rtol=1e-9)
+    np.testing.assert_allclose(together.weight, apart.weight, rtol=1e-9)
+
+
 def test_an_ensemble_inside_jit_is_traced():
     trainer = TRAINERS["supervised"]()
     keys = jax.random.split(jax.random.key(5), 2)

@@ -127,6 +127,16 @@ def tap_products(lhs: jax.Array, rhs: jax.Array, conv: Convolution) -> jax.Array
     """
     left, right, _ = conv.params["dimension_numbers"]
     num = conv.num_dims
+    if conv.is_kernel_gradient and conv.batch * conv.out_channels == 1:
+        # Scalar products of arrays as they lie: nothing is transposed.
+        x, w = lax.transpose(_padded(lhs, conv), left)[0], lax.transpose(rhs, right)[0]
+        every = tuple(range(num + 1))
+        parts = [
+            _dot(piece, w, ((every, every), ((), ())), conv)
+            for _, piece in _pieces(x, conv, axis=1)
+        ]
+        out = lax.reshape(jnp.stack(parts), (1, *conv.points, 1))
+        return _to_result(out, conv, channel_axis=num + 1)
     x = lax.transpose(_padded(lhs, conv), (left[0], *left[2:], left[1]))
     w = lax.transpose(rhs, (*right[2:], right[1], right[0]))
     if conv.is_kernel_gradient:
@@ -162,19 +172,17 @@ def shift_and_add(lhs: jax.Array, rhs: jax.Array, conv: Convolution) -> jax.Arra
     return _to_result(out, conv, channel_axis=1)
 
 
-def per_group(form: Any) -> Any:
-    """A form of grouped convolutions out of one of single ones: group after group."""
+def group_after_group(form: Any) -> Any:
+    """A form of grouped convolutions out of one of single ones, written out."""
 
     def grouped(lhs: jax.Array, rhs: jax.Array, conv: Convolution) -> jax.Array:
-        left, right, result = conv.params["dimension_numbers"]
-        axis = left[1] if conv.params["feature_group_count"] > 1 else left[0]
-        single = conv.params | {"feature_group_count": 1, "batch_group_count": 1}
-        one = conv._replace(groups=1, params=single)
+        axis, one = _single(conv)
+        _, right, result = conv.params["dimension_numbers"]
         parts = [
             form(x, w, one)
             for x, w in zip(
-                _halves(lhs, conv.groups, axis),
-                _halves(rhs, conv.groups, right[0]),
+                _split(lhs, conv.groups, axis),
+                _split(rhs, conv.groups, right[0]),
                 strict=True,
             )
         ]
@@ -183,7 +191,40 @@ def per_group(form: Any) -> Any:
     return grouped
 
 
-def _halves(x: jax.Array, groups: int, axis: int) -> list[jax.Array]:
+def side_by_side(form: Any) -> Any:
+    """A form of grouped convolutions out of one of single ones, groups as a batch."""
+
+    def grouped(lhs: jax.Array, rhs: jax.Array, conv: Convolution) -> jax.Array:
+        axis, one = _single(conv)
+        _, right, result = conv.params["dimension_numbers"]
+        operands = (
+            _batched(lhs, conv.groups, axis),
+            _batched(rhs, conv.groups, right[0]),
+        )
+        out = jax.vmap(
+            lambda x, w: form(x, w, one), in_axes=(axis, right[0]), out_axes=result[1]
+        )(*operands)
+        shape = list(out.shape)
+        shape[result[1] : result[1] + 2] = [conv.groups * conv.out_channels]
+        return lax.reshape(out, shape)
+
+    return grouped
+
+
+def _single(conv: Convolution) -> tuple[int, Convolution]:
+    """The axis of the left operand that holds the groups, and one group alone."""
+    left = conv.params["dimension_numbers"][0]
+    axis = left[1] if conv.params["feature_group_count"] > 1 else left[0]
+    single = conv.params | {"feature_group_count": 1, "batch_group_count": 1}
+    return axis, conv._replace(groups=1, params=single)
+
+
+def _batched(x: jax.Array, groups: int, axis: int) -> jax.Array:
+    shape = (*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :])
+    return lax.reshape(x, shape)
+
+
+def _split(x: jax.Array, groups: int, axis: int) -> list[jax.Array]:
     size = x.shape[axis] // groups
     return [
         lax.slice_in_dim(x, i * size, (i + 1) * size, axis=axis) for i in range(groups)

@@ -16,9 +16,10 @@ import numpy as np
 from trainax_pk.engine._convolution_forms import (
     Convolution,
     channels_last,
+    group_after_group,
     one_by_one,
-    per_group,
     shift_and_add,
+    side_by_side,
     tap_products,
 )
 
@@ -63,14 +64,17 @@ def choose_form(conv: Convolution) -> Form | None:
     if not _is_supported(conv):
         return None
     # Where XLA has a fast kernel, nothing but very thin convolutions gains from others.
+    grouped = conv.groups > 1
     promises = (
         {channels_last: _channels_last}
         if _has_kernel(conv)
         else {tap_products: _tap_products}
     )
+    if grouped and conv.is_kernel_gradient and _num_pieces(conv) <= _MOST_TAPS:
+        promises[tap_products] = _tap_products
     if not conv.is_kernel_gradient:
         terms = conv.in_channels * math.prod(conv.taps)
-        if conv.is_padded and terms <= _FEW_TERMS:
+        if (conv.is_padded or grouped) and terms <= _FEW_TERMS:
             promises[shift_and_add] = _shift_and_add
         if _is_pointwise(conv):
             promises[one_by_one] = _one_by_one
@@ -78,10 +82,12 @@ def choose_form(conv: Convolution) -> Form | None:
     best = min(times, key=times.__getitem__)
     if times[best] * _MARGIN >= _plain(conv):
         return None
-    if conv.groups == 1:
+    if not grouped:
         return tap_products if best is channels_last and _is_thin(conv) else best
+    if best is not channels_last:
+        return side_by_side(best)
     if conv.groups <= _MOST_GROUPS:
-        return per_group(best)
+        return group_after_group(best)
     # XLA keeps the fast kernels for grouped channels-last convolutions, at a fraction of
     # their speed.
     last = times.get(channels_last, np.inf)
@@ -144,26 +150,35 @@ def _plain(conv: Convolution) -> float:
         rate = 0.02 + 0.0012 * terms
     else:
         rate = 0.3
-    return conv.multiply_adds * rate * 1e-3
+    # Groups lie between other axes than members do: operands and result are copied.
+    copies = 0.35 * _entries(conv) if conv.groups > 1 else 0.0
+    return conv.groups * (conv.multiply_adds * rate + copies) * 1e-3
 
 
 def _channels_last(conv: Convolution) -> float:
     rate = 0.05 if conv.is_kernel_gradient and conv.num_dims == 2 else 0.025
     start = 15.0 if conv.num_dims == 1 else 30.0
-    return start + (rate * conv.multiply_adds + 0.35 * _entries(conv)) * 1e-3
+    one = start + (rate * conv.multiply_adds + 0.35 * _entries(conv)) * 1e-3
+    return conv.groups * one
 
 
 def _tap_products(conv: Convolution) -> float:
     rate = 0.08 if conv.num_dims == 1 else 0.15
-    return 8.0 + rate * conv.multiply_adds * 1e-3
+    scalar = conv.is_kernel_gradient and conv.batch * conv.out_channels == 1
+    start = 2.0 if scalar else 8.0
+    return start + rate * conv.groups * conv.multiply_adds * 1e-3
 
 
 def _shift_and_add(conv: Convolution) -> float:
-    return 2.0 + 0.08 * conv.multiply_adds * 1e-3
+    return 2.0 + 0.08 * conv.groups * conv.multiply_adds * 1e-3
 
 
 def _one_by_one(conv: Convolution) -> float:
-    return 10.0 + 0.03 * conv.multiply_adds * 1e-3
+    return 10.0 + 0.03 * conv.groups * conv.multiply_adds * 1e-3
+
+
+def _num_pieces(conv: Convolution) -> int:
+    return math.prod(conv.points if conv.is_kernel_gradient else conv.taps)
 
 
 def _entries(conv: Convolution) -> int:

@@ -15,7 +15,10 @@ from trainax_pk.engine._members import (
     TINY,
     check_members,
     decide_members,
+    join_groups,
+    num_groups,
     run_side_by_side,
+    split_groups,
     split_members,
     stack_members,
 )
@@ -36,8 +39,8 @@ class Engine:
     elsewhere, says what it chose in `choice`, and keeps to it.
 
     Mapped over with `jax.vmap` (an ensemble), every chunk is handed all members at once
-    and decides likewise between one vmapped program and a program for each member. On a
-    CPU the latter run side by side, as many at a time as there are cores.
+    and decides likewise between members vmapped and a program for each member. On a CPU
+    programs run side by side, as many at a time as there are cores.
 
     Attributes:
         choice: The family, or None before the first chunk.
@@ -98,7 +101,7 @@ class Engine:
     def describe(self) -> str:
         """What runs, and why."""
         if self.members is not None and self.members[0]:
-            return f"scan, members vmapped: {self.members[1]}"
+            return f"members vmapped: {self.members[1]}"
         family = "scan: traced inside a transformation"
         if self.choice is not None:
             family = f"{self.choice.family}: {self.choice.reason}"
@@ -209,25 +212,37 @@ class Engine:
         self, axes: PyTree, axis_size: int, start: int, count: int, size: int
     ) -> Any:
         programs = self._programs
+        # Updates that are dispatched one by one stay so.
+        family = "loop" if self._program == "loop" or size == 1 else "scan"
+        groups = 1
+        if family == "scan" and jax.default_backend() == "cpu":
+            groups = num_groups(axis_size)
 
         def together(state: TrainState, arrays: PyTree, count: int) -> Any:
-            return jax.vmap(
-                lambda s, a: programs.scan(s, a, start, count, size), in_axes=(0, axes)
-            )(state, arrays)
+            if groups == 1 or _is_traced((state, arrays)):
+                return programs.members(family, axes, state, arrays, start, count, size)
+            parts = zip(
+                split_groups(state, _all(state), groups),
+                split_groups(arrays, axes, groups),
+                strict=True,
+            )
+            calls = [(*part, np.int32(start), np.int32(count)) for part in parts]
+            program = programs.executable(*calls[0][:2], size, axes)
+            return join_groups(run_side_by_side(program, calls))
 
         def apart(state: TrainState, arrays: PyTree, count: int) -> Any:
             states = split_members(state, _all(state), axis_size)
             members = list(
                 zip(states, split_members(arrays, axes, axis_size), strict=True)
             )
-            family = self._family(*members[0], start, size)
-            if family == "scan" and jax.default_backend() == "cpu":
+            choice = self._family(*members[0], start, size)
+            if choice == "scan" and jax.default_backend() == "cpu":
                 program = programs.executable(*members[0], size)
                 results = run_side_by_side(
                     program, [(*m, np.int32(start), np.int32(count)) for m in members]
                 )
             else:
-                run = getattr(programs, family)
+                run = getattr(programs, choice)
                 results = [run(*m, start, count, size) for m in members]
             return stack_members(results)
 
@@ -250,8 +265,6 @@ class Engine:
         axes: PyTree,
         size: int,
     ) -> tuple[bool, str]:
-        if self._program == "loop":
-            return False, "a loop is fixed by the user"
         one = [
             split_members(t, a, 1)[0] for t, a in ((state, _all(state)), (arrays, axes))
         ]

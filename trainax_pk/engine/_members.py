@@ -30,16 +30,25 @@ def split_members(tree: PyTree, mapped: PyTree, size: int) -> list[PyTree]:
     Returns:
         A tree for each member.
     """
+    return _split(tree, mapped, lambda own: _rows(own, size))
+
+
+def split_groups(tree: PyTree, mapped: PyTree, num_groups: int) -> list[PyTree]:
+    """Members in groups of one size, each stacked: as `split_members`."""
+    return _split(tree, mapped, lambda own: _groups(own, num_groups))
+
+
+def _split(tree: PyTree, mapped: PyTree, split: Callable[[Any], Any]) -> list[PyTree]:
     leaves, treedef = jax.tree.flatten(tree)
     axes = treedef.flatten_up_to(mapped)
-    rows = _rows([x for x, a in zip(leaves, axes, strict=True) if a == 0], size)
+    parts = split([x for x, a in zip(leaves, axes, strict=True) if a == 0])
 
-    def member(own: list[Array]) -> PyTree:
+    def part(own: list[Array]) -> PyTree:
         row = iter(own)
         pairs = zip(leaves, axes, strict=True)
         return treedef.unflatten([next(row) if a == 0 else x for x, a in pairs])
 
-    return [member(own) for own in rows]
+    return [part(own) for own in parts]
 
 
 @jax.jit
@@ -48,10 +57,35 @@ def stack_members(trees: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
+@jax.jit
+def join_groups(trees: Sequence[PyTree]) -> PyTree:
+    """The inverse of `split_groups`, in one dispatch."""
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *trees)
+
+
+def num_groups(num_members: int) -> int:
+    """How many vmapped programs keep the cores of a CPU busy, with members alike.
+
+    Example:
+        >>> from trainax_pk.engine._members import num_groups
+        >>> num_groups(1)
+        1
+    """
+    cores = os.cpu_count() or 1
+    fitting = range(1, min(cores, num_members // 2) + 1)
+    return max((n for n in fitting if num_members % n == 0), default=1)
+
+
 # One dispatch for all, where a slice for each leaf and member would be hundreds.
 @functools.partial(jax.jit, static_argnames="size")
 def _rows(leaves: list[Array], size: int) -> list[list[Array]]:
     return [[x[i] for x in leaves] for i in range(size)]
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _groups(leaves: list[Array], count: int) -> list[list[Array]]:
+    parts = [jnp.split(x, count) for x in leaves]
+    return [list(own) for own in zip(*parts, strict=True)]
 
 
 def run_side_by_side(
@@ -99,8 +133,6 @@ def decide_members(
     if on_cpu and work.convolutions and not raises:
         # XLA multiplies grouped convolutions by masks: 0·NaN reaches the other members.
         return False, "one member's NaN must not reach the others"
-    if on_cpu and work.convolutions:
-        return False, "convolutions on a CPU run slower vmapped (grouped)"
     if not on_cpu and work.multiply_adds <= TINY:
         return True, "an update of one member is dispatch, not arithmetic"
     return faster_for_members(together, apart, num_updates, longest)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from trainax_pk.engine._feed import AbstractFeed
+from trainax_pk.engine._rewrite import Transformation
 from trainax_pk.step import Info, TrainState
 
 Step = Callable[[TrainState, PyTree[Array]], tuple[TrainState, Info]]
@@ -29,7 +30,7 @@ class Programs:
         self,
         step: Step,
         feed: AbstractFeed,
-        rewrite: Callable[[Callable[..., Any]], Callable[..., Any]],
+        rewrite: Transformation,
     ) -> None:
         self.num_traces = 0
 
@@ -49,10 +50,11 @@ class Programs:
             return new, {"loss": info.loss, "grad_norm": info.grad_norm}
 
         self._feed = feed
-        self._update = rewrite(update)
+        self._update = _for_members(update, rewrite)
         self._scan = jax.jit(self._many, static_argnames="size")
         self._loop = jax.jit(self._one)
         self._executables: dict[Any, Any] = {}
+        self._mapped: dict[Any, Any] = {}
         self._batch = jax.jit(lambda arrays, start, i: feed.single(arrays, start, i))
 
     def scan(
@@ -61,16 +63,59 @@ class Programs:
         """All updates in one dispatch."""
         return self._scan(state, arrays, np.int32(start), np.int32(count), size=size)
 
-    def executable(self, state: TrainState, arrays: PyTree, size: int) -> Any:
-        """What `scan` runs, `(state, arrays, start, count) -> ...`, for any thread."""
+    def executable(
+        self, state: TrainState, arrays: PyTree, size: int, axes: PyTree | None = None
+    ) -> Any:
+        """What `scan` runs, `(state, arrays, start, count) -> ...`, for any thread.
+
+        With `axes` (of `arrays`, as `jax.vmap` takes them) for members side by side.
+        """
         leaves = jax.tree.leaves((state, arrays))
         shapes = tuple((x.shape, x.dtype) for x in leaves)
-        kind = (jax.tree.structure((state, arrays)), shapes, size)
+        kind = (jax.tree.structure((state, arrays)), shapes, size, _hashable(axes))
         if kind not in self._executables:
             zero = np.int32(0)
-            lowered = self._scan.lower(state, arrays, zero, zero, size=size)
+            program = self._scan if axes is None else self._members("scan", axes)
+            lowered = program.lower(state, arrays, zero, zero, size)
             self._executables[kind] = lowered.compile()
         return self._executables[kind]
+
+    def members(
+        self,
+        family: str,
+        axes: PyTree,
+        state: TrainState,
+        arrays: PyTree,
+        start: int,
+        count: int,
+        size: int,
+    ) -> tuple[TrainState, PyTree[Array]]:
+        """Updates of all members in one program: leaves have a leading member axis, of
+        `arrays` those that `axes` says."""
+        program = self._members(family, axes)
+        first = np.int32(start)
+        if family == "scan":
+            return program(state, arrays, first, np.int32(count), size)
+        num = jax.tree.leaves(state)[0].shape[0]
+        records = jax.tree.map(lambda x: jnp.zeros((num, *x.shape)), _empty(size))
+        for i in range(count):
+            state, records = program(state, arrays, first, np.int32(i), records)
+        return state, records
+
+    def _members(self, family: str, axes: PyTree) -> Any:
+        kind = (family, _hashable(axes))
+        if kind not in self._mapped:
+            if family == "loop":
+                mapped = jax.vmap(self._one, in_axes=(0, axes, None, None, 0))
+                self._mapped[kind] = jax.jit(mapped)
+            else:
+
+                def many(s: Any, a: Any, start: Any, count: Any, size: int) -> Any:
+                    run = lambda s, a: self._many(s, a, start, count, size)  # noqa: E731
+                    return jax.vmap(run, in_axes=(0, axes))(s, a)
+
+                self._mapped[kind] = jax.jit(many, static_argnames="size")
+        return self._mapped[kind]
 
     def loop(
         self, state: TrainState, arrays: PyTree, start: int, count: int, size: int
@@ -113,8 +158,34 @@ class Programs:
         return jax.lax.fori_loop(0, count, body, (state, empty))
 
 
+def _for_members(update: Callable[..., Any], rewrite: Transformation) -> Any:
+    """The update rewritten, and mapped over before that wherever it is mapped over.
+
+    What is best for one member is not best for many: a rewrite has to see the sizes that
+    the program has in the end.
+    """
+    alone = rewrite(update)
+    if alone is update:
+        return update
+    mapped = jax.custom_batching.custom_vmap(alone)
+
+    @mapped.def_vmap
+    def _(axis_size: int, batched: Any, state: Any, batch: Any) -> Any:
+        axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched))
+        together = jax.vmap(update, in_axes=axes, axis_size=axis_size)
+        out = rewrite(together)(state, batch)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return mapped
+
+
 def _empty(size: int) -> PyTree[Array]:
     return {"loss": jnp.zeros(size), "grad_norm": jnp.zeros(size)}
+
+
+def _hashable(axes: PyTree) -> Any:
+    leaves, treedef = jax.tree.flatten(axes, is_leaf=lambda x: x is None)
+    return (tuple(leaves), treedef)
 
 
 def _write(records: PyTree[Array], record: PyTree[Array], i: Array) -> PyTree[Array]:
