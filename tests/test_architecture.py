@@ -23,7 +23,7 @@ LAYERS = [
     {"configuration", "data"},
     {"step"},
     {"engine"},
-    {"checkpoint"},
+    {"checkpoint", "evaluation"},
     {"callback"},
     {"trainer"},
     {"compat", "demo"},
@@ -32,8 +32,8 @@ LAYERS = [
 WITHIN = {("_rollout", "_stepper"), ("loss", "_fourier"), ("metrics", "_fourier"),
           ("loss", "_tree"), ("metrics", "_tree"), ("sample_data", "_tree")}  # fmt: skip
 NAMESPACES = [
-    "adjoint", "callback", "checkpoint", "configuration", "data", "engine", "loss",
-    "metrics", "sample_data", "solver", "step", "trainer", "compat", "compat.callback",
+    "adjoint", "callback", "checkpoint", "configuration", "data", "engine",
+    "evaluation", "loss", "metrics", "sample_data", "solver", "step", "trainer", "compat", "compat.callback",
     "compat.configuration", "compat.loss", "compat.sample_data", "compat.trainer",
 ]  # fmt: skip
 

@@ -4,7 +4,7 @@ from trainax_pk.checkpoint._identity import RunChanged
 from trainax_pk.checkpoint._load import Match, load_model
 from trainax_pk.checkpoint._log import read_metrics
 from trainax_pk.checkpoint._policy import Policy
-from trainax_pk.checkpoint._run import Segment
+from trainax_pk.checkpoint._run_base import Segment
 from trainax_pk.checkpoint._store import CheckpointDamaged
 from trainax_pk.checkpoint._writer import NotFinite
 

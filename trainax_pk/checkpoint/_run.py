@@ -1,18 +1,15 @@
 """A training run that lives in a folder: what the trainer calls, and when."""
 
-import abc
 import contextlib
-import dataclasses
 import datetime
 import json
 import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -23,129 +20,13 @@ from trainax_pk.checkpoint._arrays import compare_leaves
 from trainax_pk.checkpoint._identity import Identity, check_unchanged
 from trainax_pk.checkpoint._log import MetricLog
 from trainax_pk.checkpoint._policy import Policy, Schedule
+from trainax_pk.checkpoint._run_base import AbstractRun, Point, Segment
 from trainax_pk.checkpoint._signals import Interrupts
-from trainax_pk.checkpoint._store import Checkpoint, Store
-from trainax_pk.checkpoint._writer import Frozen, NotFinite, Writer
+from trainax_pk.checkpoint._store import Checkpoint, CheckpointDamaged, Store
+from trainax_pk.checkpoint._writer import NotFinite, Writer
 
 # Part of its time that training may wait for saves by time.
 _SHARE = 0.01
-
-
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """When to stop for now; the run is continued by calling the trainer again.
-
-    Attributes:
-        epochs: Epochs of this call.
-        minutes: Minutes of this call; it stops after the chunk under way.
-
-    Raises:
-        ValueError: A number that is not positive, or neither.
-
-    Example:
-        >>> from trainax_pk.checkpoint import Segment
-        >>> Segment(minutes=55).minutes
-        55
-    """
-
-    epochs: float | None = None
-    minutes: float | None = None
-
-    def __post_init__(self) -> None:
-        limits = [x for x in (self.epochs, self.minutes) if x is not None]
-        if not limits or not all(0 < x < math.inf for x in limits):
-            raise ValueError(
-                "Expected `epochs` or `minutes` to be a positive number, got "
-                f"{self.epochs!r} and {self.minutes!r}. Pass for example minutes=55."
-            )
-
-
-class AbstractRun(abc.ABC):
-    """What a training loop tells, and asks, about its run.
-
-    To add one: implement all of these. `NoRun` is one that does nothing.
-    """
-
-    @abc.abstractmethod
-    def __enter__(self) -> "AbstractRun":
-        """Begins to hold what the run needs."""
-
-    @abc.abstractmethod
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Lets go of it."""
-
-    @abc.abstractmethod
-    def restore(self, state: PyTree[Any]) -> Checkpoint | None:
-        """What to continue from, fitting the state; None at a beginning."""
-
-    @abc.abstractmethod
-    def gap(self, done: int) -> int | None:
-        """Updates until the run has to be told, or None."""
-
-    @abc.abstractmethod
-    def note_updates(self, series: dict[str, Any]) -> None:
-        """Takes what was recorded of the next updates."""
-
-    @abc.abstractmethod
-    def note_record(self, step: int, name: str, value: Any) -> None:
-        """Takes what a callback returned."""
-
-    @abc.abstractmethod
-    def at_boundary(self, done: int, freeze: Callable[[], Frozen]) -> bool:
-        """Between two chunks: saves if due, ends if asked to.
-
-        Returns whether to stop here for now. Raises SystemExit or KeyboardInterrupt on
-        a signal, after saving.
-        """
-
-    @abc.abstractmethod
-    def poll(self) -> None:
-        """Anywhere else: ends if asked to, as `at_boundary` does."""
-
-
-class NoRun(AbstractRun):
-    """A run that leaves nothing behind.
-
-    Example:
-        >>> from trainax_pk.checkpoint._run import NoRun
-        >>> NoRun().at_boundary(10, lambda: None)
-        False
-    """
-
-    def __enter__(self) -> "NoRun":
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        del unused
-
-    def restore(self, state: PyTree[Any]) -> None:
-        """Nothing."""
-        del state
-
-    def gap(self, done: int) -> None:
-        """Never."""
-        del done
-
-    def note_updates(self, series: dict[str, Any]) -> None:
-        """Nothing is noted."""
-        del series
-
-    def note_record(self, step: int, name: str, value: Any) -> None:
-        """Nothing is noted."""
-        del step, name, value
-
-    def at_boundary(self, done: int, freeze: Callable[[], Frozen]) -> bool:
-        """Goes on."""
-        del done, freeze
-        return False
-
-    def poll(self) -> None:
-        """Goes on."""
 
 
 class Run(AbstractRun):
@@ -181,7 +62,7 @@ class Run(AbstractRun):
         self._log = MetricLog(self.folder / "metrics.jsonl", log_every)
         self._interrupts = Interrupts()
         self._stack = contextlib.ExitStack()
-        self._last: tuple[int, Callable[[], Frozen]] | None = None
+        self._last: Point | None = None
         self._saved = self._start = 0
         self._wait = policy.every_seconds
 
@@ -204,6 +85,8 @@ class Run(AbstractRun):
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        if exception[0] is None:
+            self._log.flush()
         self._stack.__exit__(*exception)
 
     def restore(self, state: PyTree[Any]) -> Checkpoint | None:
@@ -254,22 +137,37 @@ class Run(AbstractRun):
         """Writes a line of the metric log, with the next chunk."""
         self._log.add_record(step, name, value)
 
-    def at_boundary(self, done: int, freeze: Callable[[], Frozen]) -> bool:
+    def at_boundary(self, point: Point, *, reason: str | None = None) -> bool:
         """Saves if due, and at the end; ends if a signal came or the segment is over."""
-        self._last = (done, freeze)
+        self._last, done = point, point.done
         self.poll()
-        over = done == self._num_steps or self._segment_is_over(done)
+        finished = done == self._num_steps or reason is not None
+        over = finished or self._segment_is_over(done)
         with self._timed():
             if over:
-                self._log.flush()
-                self._save(done, freeze)
+                self._save(point)
                 self._finish()
             elif done > self._saved and self._is_due(done):
-                self._begin(done, freeze)
+                self._begin(point)
         if over:
-            kind = "finished" if done == self._num_steps else "stopped"
-            self._note(kind, done, blocked_seconds=round(self.blocked, 4))
-        return over and done < self._num_steps
+            why = {} if reason is None else {"reason": reason}
+            blocked = round(self.blocked, 4)
+            kind = "finished" if finished else "stopped"
+            self._note(kind, done, **why, blocked_seconds=blocked)
+        return over and not finished
+
+    def load(self, step: int) -> Checkpoint | None:
+        """The checkpoint of a step, verified."""
+        try:
+            return self._store.read(step)
+        except CheckpointDamaged:
+            return None
+
+    def note_failure(self, message: str) -> None:
+        """Writes the message into the events."""
+        self._note(
+            "failed", self._last.done if self._last else self._start, why=message
+        )
 
     def poll(self) -> None:
         """Saves what is done and ends if a signal came."""
@@ -277,8 +175,8 @@ class Run(AbstractRun):
             return
         done = self._start
         if self._last is not None:
-            done, freeze = self._last
-            self._save(done, freeze)
+            done = self._last.done
+            self._save(self._last)
             self._finish()
         self._note("interrupted", done, signal=self._interrupts.received)
         raise self._interrupts.end()
@@ -291,25 +189,28 @@ class Run(AbstractRun):
             self._wait is not None and waited >= self._wait and not self._writer.is_busy
         )
 
-    def _begin(self, done: int, freeze: Callable[[], Frozen]) -> None:
+    def _begin(self, point: Point) -> None:
         began = time.monotonic()
         self._tell(self._writer.take_error())
-        frozen, identity = freeze(), self._identity.to_json()
-
-        def gather() -> tuple[Any, Any]:
-            arrays, meta = frozen()
-            return arrays, {**meta, "identity": identity}
-
-        self._writer.begin(done, gather)
-        self._saved, self._saved_at = done, time.monotonic()
+        best = point.best()
+        # What is best so far is saved before what is newest: whoever goes on from there
+        # finds it.
+        states = {
+            step: freeze()
+            for step, freeze in sorted(best.items())
+            if freeze is not None and step < point.done
+        }
+        states[point.done] = point.freeze()
+        self._writer.begin(states, self._identity.to_json(), set(best))
+        self._saved, self._saved_at = point.done, time.monotonic()
         if self._wait is not None:
             blocked = time.monotonic() - began
             self._wait = max(self._policy.every_seconds or 0.0, blocked / _SHARE)
 
-    def _save(self, done: int, freeze: Callable[[], Frozen]) -> None:
+    def _save(self, point: Point) -> None:
         self._interrupts.saving = True
-        if done > self._saved:
-            self._begin(done, freeze)
+        if point.done > self._saved:
+            self._begin(point)
 
     def _finish(self) -> None:
         """Waits for the last save; what went wrong with it is an error of the run."""
@@ -346,6 +247,7 @@ class Run(AbstractRun):
     def _note(self, event: str, step: int, **values: Any) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         line = json.dumps({"time": now, "event": event, "step": step, **values})
+        self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 

@@ -88,6 +88,10 @@ class Store:
             return []
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
 
+    def has(self, step: int) -> bool:
+        """Whether a checkpoint of a step lies there, whatever its state."""
+        return self._path(step).exists()
+
     def write(
         self, step: int, arrays: Mapping[str, Any], meta: Mapping[str, Any]
     ) -> None:

@@ -45,9 +45,18 @@ class Writer:
         """Whether a save is under way."""
         return self._pending is not None and not self._pending.done()
 
-    def begin(self, step: int, frozen: Frozen) -> None:
-        """Begins a save."""
-        self._pending = self._pool.submit(self._write, step, frozen)
+    def begin(
+        self, states: Mapping[int, Frozen], identity: Mapping[str, Any], good: set[int]
+    ) -> None:
+        """Begins a save.
+
+        Args:
+            states: What to write, by step, in this order; what is there already is not
+                written again.
+            identity: Of the run.
+            good: Steps whose checkpoints are to be kept.
+        """
+        self._pending = self._pool.submit(self._write, states, identity, good)
 
     def take_error(self) -> BaseException | None:
         """Waits for the save under way, if any; what went wrong with it, told once."""
@@ -59,12 +68,16 @@ class Writer:
         with contextlib.suppress(RuntimeError):
             self._pool.shutdown(wait=True)
 
-    def _write(self, step: int, frozen: Frozen) -> None:
-        arrays, meta = frozen()
-        _check_finite(arrays)
+    def _write(
+        self, states: Mapping[int, Frozen], identity: Mapping[str, Any], good: set[int]
+    ) -> None:
         self._log.settle()
-        self._store.write(step, arrays, meta)
-        self._store.retain(self._schedule.kept)
+        for step, frozen in states.items():
+            if not self._store.has(step):
+                arrays, meta = frozen()
+                _check_finite(arrays)
+                self._store.write(step, arrays, {**meta, "identity": identity})
+        self._store.retain(lambda steps: self._schedule.kept(steps) | good)
 
 
 def _check_finite(arrays: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Int, PyTree
 from trainax_pk._types import Window
 from trainax_pk.data._cache_gather import PieceCache, gather
 from trainax_pk.data._cache_manifest import Leaf
+from trainax_pk.data._hash import hash_content
 from trainax_pk.data._samples import Samples
 from trainax_pk.data._trajectories import Trajectories
 from trainax_pk.data._windows import Windows
@@ -119,6 +120,11 @@ class StoredWindows:
     def item_bytes(self) -> int:
         """Bytes of one window's states, or of one sample."""
         return self._items.item_bytes
+
+    def content_hash(self) -> str:
+        """That of the source, and of how windows are laid over it."""
+        layout = self._items.layout
+        return hash_content(self._cached.content_hash(), layout, versions=False)
 
     def chunk_size(self, batch_size: int) -> int:
         """Updates whose batches one program may hold.

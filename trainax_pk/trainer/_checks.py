@@ -8,6 +8,7 @@ import jax
 from trainax_pk.callback import AbstractCallback
 from trainax_pk.configuration import AbstractConfiguration
 from trainax_pk.data import Trajectories
+from trainax_pk.evaluation import EarlyStopping, Monitor
 
 
 def window_steps(
@@ -47,3 +48,26 @@ def check_callbacks(
             "Pass `name=`."
         )
     return callbacks
+
+
+def check_monitors(
+    early_stopping: EarlyStopping | str | None,
+    monitors: Sequence[Monitor | str],
+    callbacks: Sequence[AbstractCallback],
+) -> tuple[EarlyStopping | None, tuple[Monitor, ...]]:
+    """Rules and monitors with their defaults, of callbacks that there are."""
+    if isinstance(early_stopping, str):
+        early_stopping = EarlyStopping(early_stopping)
+    monitors = (monitors,) if isinstance(monitors, str | Monitor) else monitors
+    monitors = tuple(m if isinstance(m, Monitor) else Monitor(m) for m in monitors)
+    first = () if early_stopping is None else (early_stopping.monitor,)
+    names = [c.name for c in callbacks]
+    for monitor in (*first, *monitors):
+        for name in monitor.names:
+            if not any(name == n or name.startswith((f"{n}[", f"{n}.")) for n in names):
+                raise ValueError(
+                    f"Expected what a callback reports, got the monitor {name!r} with "
+                    f"the callbacks {names}. Add tx.callback.Validation(..., "
+                    f"name={name!r}), or name one of these."
+                )
+    return early_stopping, monitors

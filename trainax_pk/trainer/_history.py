@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import tree_leaves_with_path
 from jaxtyping import Array, Float, PyTree
 
 from trainax_pk.checkpoint._arrays import restore_leaf, to_host
@@ -38,6 +39,7 @@ class History(eqx.Module):
         records: What the callbacks returned, by name.
         state: The whole training state after the last update.
         program: Which program family ran, and why.
+        best: By monitored name, step and value of the best evaluation.
     """
 
     loss: Float[Array, " n"]
@@ -45,6 +47,7 @@ class History(eqx.Module):
     records: dict[str, Record]
     state: TrainState
     program: str = eqx.field(static=True)
+    best: dict[str, tuple[int, float]] = eqx.field(default_factory=dict)
 
 
 class StoredRecord(NamedTuple):
@@ -53,10 +56,12 @@ class StoredRecord(NamedTuple):
     Attributes:
         steps: Numbers of updates done when it ran.
         leaves: Leaves of its results stacked, on the host; None for what is no array.
+        paths: Where they stand in a result.
     """
 
     steps: tuple[int, ...]
     leaves: tuple[np.ndarray | None, ...]
+    paths: tuple[str, ...]
 
 
 class HistoryBuilder:
@@ -115,7 +120,11 @@ class HistoryBuilder:
         return name in self._stored and not self._values.get(name)
 
     def build(
-        self, state: TrainState, program: str, forms: Mapping[str, PyTree[Any]]
+        self,
+        state: TrainState,
+        program: str,
+        forms: Mapping[str, PyTree[Any]],
+        best: dict[str, tuple[int, float]],
     ) -> History:
         """The history of all that was added.
 
@@ -123,6 +132,7 @@ class HistoryBuilder:
             state: Where training stands.
             program: What ran.
             forms: A result, to be left out, of each callback that `lacks` one.
+            best: As in the history.
         """
         series = jax.tree.map(lambda *x: jnp.concatenate(x), *self._chunks)
         records = {
@@ -137,7 +147,8 @@ class HistoryBuilder:
                 lambda x: x[:-1] if eqx.is_array(x) else x, one.values
             )
             records[name] = Record(one.steps[:-1], values)
-        return History(series["loss"], series["grad_norm"], records, state, program)
+        loss, grad_norm = series["loss"], series["grad_norm"]
+        return History(loss, grad_norm, records, state, program, best)
 
 
 def _gather(steps: tuple[int, ...], values: list[PyTree[Any]]) -> StoredRecord:
@@ -147,7 +158,8 @@ def _gather(steps: tuple[int, ...], values: list[PyTree[Any]]) -> StoredRecord:
         np.stack([to_host(x)[0] for x in column]) if _is_stackable(column[0]) else None
         for column in columns
     ]
-    return StoredRecord(steps, tuple(leaves))
+    paths = [jax.tree_util.keystr(p) for p, _ in tree_leaves_with_path(values[0])]
+    return StoredRecord(steps, tuple(leaves), tuple(paths))
 
 
 def _joined(old: StoredRecord | None, new: StoredRecord) -> StoredRecord:
@@ -157,7 +169,7 @@ def _joined(old: StoredRecord | None, new: StoredRecord) -> StoredRecord:
         None if a is None else np.concatenate([a, b])
         for a, b in zip(old.leaves, new.leaves, strict=True)
     ]
-    return StoredRecord(old.steps + new.steps, tuple(leaves))
+    return StoredRecord(old.steps + new.steps, tuple(leaves), new.paths)
 
 
 def _with_stored(record: Record, stored: StoredRecord | None) -> Record:

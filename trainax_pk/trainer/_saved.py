@@ -75,10 +75,10 @@ def freeze(
         for name in ("loss", "grad_norm"):
             arrays[f"history.{name}"] = np.concatenate(
                 [np.asarray(chunk[name]) for chunk in chunks]
-            )
+            )[:done]
         held = {}
         for name, record in records().items():
-            held[name] = {"steps": list(record.steps), "leaves": len(record.leaves)}
+            held[name] = {"steps": list(record.steps), "paths": list(record.paths)}
             for i, leaf in enumerate(record.leaves):
                 if leaf is not None:
                     arrays[f"records.{name}[{i}]"] = leaf
@@ -87,19 +87,21 @@ def freeze(
     return gather
 
 
-def thaw(
-    found: Checkpoint, state: TrainState, history: HistoryBuilder
-) -> tuple[int, TrainState]:
-    """Takes a checkpoint up: fills the history; the step, and the state as it was."""
+def fill_state(found: Checkpoint, state: TrainState) -> TrainState:
+    """The state of a checkpoint, in the place of one like it."""
+    return fill(state, found.arrays, "state")
+
+
+def thaw(found: Checkpoint, history: HistoryBuilder) -> dict[str, StoredRecord]:
+    """Fills the history with what a checkpoint holds; the records of callbacks."""
     series = {n: found.arrays[f"history.{n}"] for n in ("loss", "grad_norm")}
     records = {}
     for name, held in found.meta["records"].items():
-        leaves = [
-            found.arrays.get(f"records.{name}[{i}]") for i in range(held["leaves"])
-        ]
-        records[name] = StoredRecord(tuple(held["steps"]), tuple(leaves))
+        paths = tuple(held["paths"])
+        leaves = [found.arrays.get(f"records.{name}[{i}]") for i in range(len(paths))]
+        records[name] = StoredRecord(tuple(held["steps"]), tuple(leaves), paths)
     history.restore(series, records)
-    return found.step, fill(state, found.arrays, "state")
+    return records
 
 
 def _surroundings() -> dict[str, str]:

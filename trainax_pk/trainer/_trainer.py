@@ -1,6 +1,5 @@
-"""The training loop."""
+"""What is trained on what, and how."""
 
-import math
 import os
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -8,24 +7,24 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
-from tqdm.auto import tqdm
 
 from trainax_pk._tree import check_count, check_flag
-from trainax_pk.callback import AbstractCallback, Context
+from trainax_pk.callback import AbstractCallback
 from trainax_pk.checkpoint import Policy, Segment
 from trainax_pk.checkpoint._identity import describe
-from trainax_pk.checkpoint._run import AbstractRun, NoRun, Run
+from trainax_pk.checkpoint._run import Run
+from trainax_pk.checkpoint._run_base import AbstractRun, NoRun
 from trainax_pk.configuration import AbstractConfiguration
 from trainax_pk.data import Samples, ShuffledOrder, Trajectories, as_items
-from trainax_pk.engine import ChunkClock, Engine, chunk_size, make_feed
-from trainax_pk.step import TrainState, make_train_step
-from trainax_pk.trainer._checks import check_callbacks, window_steps
-from trainax_pk.trainer._failure import explain_failure
-from trainax_pk.trainer._history import History, HistoryBuilder
-from trainax_pk.trainer._saved import freeze, identify, thaw
+from trainax_pk.engine import Engine, make_feed
+from trainax_pk.evaluation import EarlyStopping, Monitor
+from trainax_pk.step import make_train_step
+from trainax_pk.trainer._checks import check_callbacks, check_monitors, window_steps
+from trainax_pk.trainer._history import History
+from trainax_pk.trainer._loop import Loop, longest_gap
+from trainax_pk.trainer._saved import identify
 
 
 class Trainer:
@@ -65,6 +64,8 @@ class Trainer:
         program: str = "auto",
         checkpoints: Policy | None = None,
         log_every: int = 100,
+        early_stopping: EarlyStopping | str | None = None,
+        monitors: Sequence[Monitor | str] = (),
         progress: bool = True,
     ) -> None:
         """Checks everything; computes nothing.
@@ -93,6 +94,10 @@ class Trainer:
             program: "loop", "scan", or "auto": measured where no rule decides.
             checkpoints: When a run with a `run_dir` is saved, and what is kept.
             log_every: Updates per line of its metric log.
+            early_stopping: When to end before `num_training_steps`, by what callbacks
+                report; a name stands for `EarlyStopping(name)`.
+            monitors: What else models are compared by: `history.best` tells where each
+                was best, and a run keeps a checkpoint of it.
             progress: Whether to show a bar with loss and updates per second.
 
         Raises:
@@ -121,8 +126,11 @@ class Trainer:
         self.batch_size = check_count("batch_size", batch_size)
         self.progress = check_flag("progress", progress)
         self.log_every = check_count("log_every", log_every)
-        self.checkpoints = Policy() if checkpoints is None else checkpoints
         self.callbacks = check_callbacks(callbacks)
+        self.early_stopping, self.monitors = check_monitors(
+            early_stopping, monitors, self.callbacks
+        )
+        self.checkpoints = Policy() if checkpoints is None else checkpoints
         options = {
             "accumulate": accumulate,
             "max_grad_norm": max_grad_norm,
@@ -163,7 +171,7 @@ class Trainer:
         # Raises before any compute when a batch is larger than the data, or too large
         # for the memory budget.
         ShuffledOrder(len(self.windows), batch_size, jax.random.key(0))
-        self._longest_gap()
+        longest_gap(self)
         self.engine = Engine(
             fast_step,
             make_feed(self.windows, num_training_steps),
@@ -211,6 +219,11 @@ class Trainer:
             KeyboardInterrupt: SIGINT, after saving; SIGTERM raises SystemExit(143).
         """
         traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(key))
+        if (ensemble or traced) and (self.early_stopping or self.monitors):
+            raise ValueError(
+                "Expected one model with `early_stopping` or `monitors`, got an ensemble. "
+                "Train its members one by one; they would end at different times."
+            )
         if run_dir is None:
             if segment is not None:
                 raise ValueError(
@@ -241,6 +254,8 @@ class Trainer:
         may = {
             "num_training_steps": self.num_training_steps,
             "callbacks": [c.name for c in self.callbacks],
+            "early_stopping": self.early_stopping,
+            "monitors": self.monitors,
             "log_every": self.log_every,
         }
         return Run(
@@ -257,137 +272,24 @@ class Trainer:
     def _train(
         self, model: PyTree[Any], key: PRNGKeyArray, run: AbstractRun
     ) -> tuple[PyTree[Any], History]:
-        order_key, state_key = jax.random.split(key)
-        order = ShuffledOrder(len(self.windows), self.batch_size, order_key)
-        state = TrainState.create(
-            model,
-            self.optimizer,
-            key=state_key,
-            trainable=self.trainable,
-            ema=self.ema,
-        )
-        history, clock = HistoryBuilder(), ChunkClock()
-        done, total = 0, self.num_training_steps
-        engine, planned = self.engine, total
-        size = chunk_size(self._longest_gap(), self._batch_bytes())
-        stopped = False
-        with run, tqdm(total=total, disable=not self.progress, mininterval=0.2) as bar:
-            found = run.restore(state)
-            if found is not None:
-                done, state = thaw(found, state, history)
-                engine, planned = self._engine_of(found.meta), found.meta["num_updates"]
-                bar.update(done)
-            while done < total and not stopped:
-                self._call_back(history, done, state, order, run)
-                count = min(self._gap(done), clock.limit(size), run.gap(done) or size)
-                clock.begin()
-                before = state
-                state, records = engine.run(state, order, done, count, size)
-                self._check(before, records, order, done)
-                clock.end(count)
-                history.add_chunk(records)
-                done += count
-                _show(bar, count, records)
-                run.note_updates(records)
-                stopped = run.at_boundary(
-                    done,
-                    lambda s=state, n=done: freeze(
-                        s,
-                        history,
-                        n,
-                        {"program": engine.choice.family, "num_updates": planned},
-                    ),
-                )
-            if not stopped:
-                self._call_back(history, done, state, order, run)
-        forms = self._forms(history, done, state, order)
-        return state.model, history.build(state, engine.describe(), forms)
+        return Loop(self, model, key, run).train()
 
-    def _engine_of(self, meta: Any) -> Engine:
-        """The programs that a saved run was begun with: others differ in last bits."""
-        family = self._program if self._program != "auto" else meta["program"]
+    def engine_of(self, program: str, num_updates: int) -> Engine:
+        """The programs that a saved run was begun with: others differ in last bits.
+
+        Args:
+            program: Its family.
+            num_updates: How many updates lay ahead when it began.
+        """
+        family = self._program if self._program != "auto" else program
         choice = self.engine.choice
         same = self._program == family or (choice and choice.family == family)
-        if same and meta["num_updates"] == self.num_training_steps:
+        if same and num_updates == self.num_training_steps:
             return self.engine
         return Engine(
             self._fast_step,
-            make_feed(self.windows),
-            num_updates=meta["num_updates"],
+            make_feed(self.windows, self.num_training_steps),
+            num_updates=num_updates,
             program=family,
             raises=self.raises,
         )
-
-    def _forms(
-        self, history: HistoryBuilder, done: int, state: TrainState, order: Any
-    ) -> dict[str, PyTree[Any]]:
-        """Results of callbacks that ran in another process alone, for their form."""
-        context = Context(done, state, lambda: self.engine.batch(order, done))
-        return {c.name: c(context) for c in self.callbacks if history.lacks(c.name)}
-
-    def _gap(self, done: int) -> int:
-        """Updates until a callback is due, or the end."""
-        gaps = [c.every - done % c.every for c in self.callbacks]
-        return min([*gaps, self.num_training_steps - done])
-
-    def _longest_gap(self) -> int:
-        longest = min([c.every for c in self.callbacks], default=math.inf)
-        if self.windows.residency == "disk":
-            longest = min(longest, self.windows.chunk_size(self.batch_size))
-        return int(min(longest, self.num_training_steps))
-
-    def _batch_bytes(self) -> int:
-        """What a chunk holds per update: windows' indices, or the windows themselves."""
-        if self.windows.residency == "device":
-            return 4 * self.batch_size
-        return self.batch_size * self.windows.item_bytes
-
-    def _call_back(
-        self,
-        history: HistoryBuilder,
-        done: int,
-        state: TrainState,
-        order: Any,
-        run: AbstractRun,
-    ) -> None:
-        last = done == self.num_training_steps
-        context = Context(done, state, lambda: self.engine.batch(order, done))
-        for callback in self.callbacks:
-            run.poll()
-            if last or done % callback.every == 0:
-                value = callback(context)
-                history.add_record(callback.name, done, value)
-                run.note_record(done, callback.name, value)
-
-    def _check(
-        self,
-        before: TrainState,
-        records: PyTree[Array],
-        order: Any,
-        done: int,
-    ) -> None:
-        """The one host round trip of a chunk."""
-        if not self.raises or isinstance(records["loss"], jax.core.Tracer):
-            jax.block_until_ready(records)
-            return
-        records = jax.device_get(records)
-        if all(np.isfinite(x).all() for x in records.values()):
-            return
-        message = explain_failure(
-            self.step_fn,
-            before,
-            lambda i: self.engine.batch(order, i),
-            lambda i: order.indices(i, 1)[0],
-            done,
-            len(records["loss"]),
-        )
-        # The norm of a large but finite gradient may overflow: that is no failure.
-        if message is not None:
-            raise FloatingPointError(message)
-
-
-def _show(bar: Any, count: int, records: PyTree[Array]) -> None:
-    loss = records["loss"]
-    if not bar.disable and not isinstance(loss, jax.core.Tracer):
-        bar.set_postfix(loss=f"{float(loss[-1]):.3e}", refresh=False)
-    bar.update(count)

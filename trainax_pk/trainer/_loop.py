@@ -1,0 +1,217 @@
+"""The training loop."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray, PyTree
+from tqdm.auto import tqdm
+
+from trainax_pk.callback import Context
+from trainax_pk.checkpoint._run_base import AbstractRun, Point
+from trainax_pk.checkpoint._writer import Frozen
+from trainax_pk.data import ShuffledOrder
+from trainax_pk.engine import ChunkClock, Engine, chunk_size
+from trainax_pk.step import TrainState
+from trainax_pk.trainer._failure import explain_failure
+from trainax_pk.trainer._history import History, HistoryBuilder
+from trainax_pk.trainer._saved import fill_state, freeze, thaw
+from trainax_pk.trainer._watch import Watch
+
+
+class Loop:
+    """One run of a trainer: what changes while it trains.
+
+    Attributes:
+        trainer: Whose settings; never changed.
+        run: Where it lives.
+        state: Where training stands.
+        done: Number of updates done.
+        stopped: Whether a segment ended it for now.
+    """
+
+    def __init__(
+        self, trainer: Any, model: PyTree[Any], key: PRNGKeyArray, run: AbstractRun
+    ) -> None:
+        order_key, state_key = jax.random.split(key)
+        self.trainer = trainer
+        self.run = run
+        self.order = ShuffledOrder(len(trainer.windows), trainer.batch_size, order_key)
+        self.state = TrainState.create(
+            model,
+            trainer.optimizer,
+            key=state_key,
+            trainable=trainer.trainable,
+            ema=trainer.ema,
+        )
+        self.done, self.total = 0, trainer.num_training_steps
+        self.stopped = False
+        self._engine: Engine = trainer.engine
+        self._planned = self.total
+        self._history = HistoryBuilder()
+        self._watch = Watch(trainer.monitors, trainer.early_stopping)
+
+    def train(self) -> tuple[PyTree[Any], History]:
+        """Runs to the end, or to where it stops."""
+        clock, total = ChunkClock(), self.total
+        size = chunk_size(longest_gap(self.trainer), _batch_bytes(self.trainer))
+        show = self.trainer.progress
+        with self.run, tqdm(total=total, disable=not show, mininterval=0.2) as bar:
+            self._restore()
+            bar.update(self.done)
+            while not self._is_over():
+                gaps = (self._gap(), clock.limit(size), self.run.gap(self.done))
+                count = min(gap for gap in gaps if gap is not None)
+                clock.begin()
+                records = self._advance(count, size)
+                clock.end(count)
+                _show(bar, count, records)
+                self.stopped = self.run.at_boundary(self._point())
+            best = self._best_state()
+        engine, forms = self._engine, self._forms()
+        history = self._history.build(
+            self.state, engine.describe(), forms, self._watch.best()
+        )
+        return best.model, history
+
+    def _is_over(self) -> bool:
+        """Calls the callbacks that are due; whether there is nothing more to do."""
+        if self.stopped:
+            return True
+        self._call_back()
+        if self.done == self.total:
+            return True
+        reason = self._watch.reason
+        if reason is not None:
+            self.run.at_boundary(self._point(), reason=reason)
+        return reason is not None
+
+    def _advance(self, count: int, size: int) -> PyTree[Array]:
+        """Does one chunk of updates."""
+        before = self.state
+        self.state, records = self._engine.run(
+            before, self.order, self.done, count, size
+        )
+        self._check(before, records)
+        self._history.add_chunk(records)
+        self.done += count
+        self.run.note_updates(records)
+        return records
+
+    def _restore(self) -> None:
+        found = self.run.restore(self.state)
+        if found is None:
+            return
+        self.done = found.step
+        self.state = fill_state(found, self.state)
+        records = thaw(found, self._history)
+        self._watch.restore(records)
+        self._planned = found.meta["num_updates"]
+        self._engine = self.trainer.engine_of(found.meta["program"], self._planned)
+
+    def _point(self) -> Point:
+        return Point(self.done, self._freezer(self.state, self.done), self._best_points)
+
+    def _best_points(self) -> dict[int, Callable[[], Frozen] | None]:
+        states = self._watch.states
+        return {
+            step: self._freezer(states[step], step) if step in states else None
+            for step in self._watch.best_steps
+        }
+
+    def _freezer(self, state: TrainState, step: int) -> Callable[[], Frozen]:
+        def begin() -> Frozen:
+            program = self._engine.choice.family
+            facts = {"program": program, "num_updates": self._planned}
+            return freeze(state, self._history, step, facts)
+
+        return begin
+
+    def _best_state(self) -> TrainState:
+        """The state to return: the last, or with early stopping the best."""
+        step = self._watch.restored_step
+        if self.stopped or step is None or step == self.done:
+            return self.state
+        if step in self._watch.states:
+            return self._watch.states[step]
+        found = self.run.load(step)
+        if found is None:
+            warnings.warn(
+                f"The checkpoint of the best step, {step}, is not there any more; the "
+                f"model of step {self.done} is returned.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            return self.state
+        return fill_state(found, self.state)
+
+    def _forms(self) -> dict[str, PyTree[Any]]:
+        """Results of callbacks that ran in another process alone, for their form."""
+        missing = [c for c in self.trainer.callbacks if self._history.lacks(c.name)]
+        return {c.name: c(self._context()) for c in missing}
+
+    def _gap(self) -> int:
+        """Updates until a callback is due, or the end."""
+        gaps = [c.every - self.done % c.every for c in self.trainer.callbacks]
+        return min([*gaps, self.total - self.done])
+
+    def _context(self) -> Context:
+        done, order = self.done, self.order
+        return Context(done, self.state, lambda: self._engine.batch(order, done))
+
+    def _call_back(self) -> None:
+        context, results = self._context(), {}
+        for callback in self.trainer.callbacks:
+            self.run.poll()
+            if self.done == self.total or self.done % callback.every == 0:
+                value = callback(context)
+                self._history.add_record(callback.name, self.done, value)
+                self.run.note_record(self.done, callback.name, value)
+                results[callback.name] = value
+        self._watch.see(self.done, results, self.state)
+
+    def _check(self, before: TrainState, records: PyTree[Array]) -> None:
+        """The one host round trip of a chunk."""
+        if not self.trainer.raises or isinstance(records["loss"], jax.core.Tracer):
+            jax.block_until_ready(records)
+            return
+        records = jax.device_get(records)
+        if all(np.isfinite(x).all() for x in records.values()):
+            return
+        message = explain_failure(
+            self.trainer.step_fn,
+            before,
+            lambda i: self._engine.batch(self.order, i),
+            lambda i: self.order.indices(i, 1)[0],
+            self.done,
+            len(records["loss"]),
+        )
+        # The norm of a large but finite gradient may overflow: that is no failure.
+        if message is not None:
+            self.run.note_failure(message)
+            raise FloatingPointError(message)
+
+
+def longest_gap(trainer: Any) -> int:
+    """Most updates that one chunk may hold."""
+    longest = min([c.every for c in trainer.callbacks], default=math.inf)
+    if trainer.windows.residency == "disk":
+        longest = min(longest, trainer.windows.chunk_size(trainer.batch_size))
+    return int(min(longest, trainer.num_training_steps))
+
+
+def _batch_bytes(trainer: Any) -> int:
+    """What a chunk holds per update: windows' indices, or the windows themselves."""
+    if trainer.windows.residency == "device":
+        return 4 * trainer.batch_size
+    return trainer.batch_size * trainer.windows.item_bytes
+
+
+def _show(bar: Any, count: int, records: PyTree[Array]) -> None:
+    loss = records["loss"]
+    if not bar.disable and not isinstance(loss, jax.core.Tracer):
+        bar.set_postfix(loss=f"{float(loss[-1]):.3e}", refresh=False)
+    bar.update(count)
