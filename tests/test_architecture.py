@@ -19,7 +19,7 @@ LAYERS = [
     {"_batch"},
     {"adjoint"},
     {"_stepper", "_rollout"},
-    {"solver"},
+    {"solver", "amortized"},
     {"configuration", "data"},
     {"step"},
     {"engine"},
@@ -32,7 +32,7 @@ LAYERS = [
 WITHIN = {("_rollout", "_stepper"), ("loss", "_fourier"), ("metrics", "_fourier"),
           ("loss", "_tree"), ("metrics", "_tree"), ("sample_data", "_tree")}  # fmt: skip
 NAMESPACES = [
-    "adjoint", "callback", "checkpoint", "configuration", "data", "engine",
+    "adjoint", "amortized", "callback", "checkpoint", "configuration", "data", "engine",
     "evaluation", "loss", "metrics", "sample_data", "solver", "step", "trainer", "compat", "compat.callback",
     "compat.configuration", "compat.loss", "compat.sample_data", "compat.trainer",
 ]  # fmt: skip
@@ -162,7 +162,11 @@ def test_no_import_inside_a_function():
     [
         (
             "matplotlib",
-            {"trainax_pk.demo._pictures", "trainax_pk.adjoint._report_plot"},
+            {
+                "trainax_pk.demo._pictures",
+                "trainax_pk.adjoint._report_plot",
+                "trainax_pk.amortized._plots",
+            },
         ),
         ("tqdm", {"trainax_pk.trainer", "trainax_pk.compat", "trainax_pk.data"}),
         # Loaded by name where they are needed, see data/_extras.py.
@@ -172,6 +176,9 @@ def test_no_import_inside_a_function():
         ("pyarrow", set()),
         ("fsspec", set()),
         ("xarray", set()),
+        # Likewise, see amortized/_libraries.py.
+        ("flowjax", set()),
+        ("blackjax", set()),
         ("exponax", {"trainax_pk.sample_data"}),
         ("trainax", set()),
         ("apebench", set()),
@@ -293,11 +300,15 @@ _REPORTS = {
     "Agreement",
     "Calibration",
     "Aux",
+    "Chains",
     "Choice",
+    "CoverageReport",
     "FixedPoint",
     "History",
     "Info",
     "Inputs",
+    "PosteriorAgreement",
+    "RankReport",
     "Match",
     "Record",
     "Simulated",

@@ -6,6 +6,7 @@ into train steps (pure functions), which trainers run.
 
 from trainax_pk import (
     adjoint,
+    amortized,
     callback,
     checkpoint,
     configuration,
@@ -43,6 +44,7 @@ __all__ = [
     "TrainState",
     "Window",
     "adjoint",
+    "amortized",
     "callback",
     "checkpoint",
     "configuration",

@@ -1,5 +1,12 @@
 """Compute graphs of training: pure maps from model and batch to a scalar loss."""
 
+from trainax_pk.configuration._amortized import (
+    AmortizedNLL,
+    EnsembleCRPS,
+    FlowMatching,
+    RatioEstimation,
+    Variational,
+)
 from trainax_pk.configuration._base import AbstractConfiguration, Aux
 from trainax_pk.configuration._composite import Composite
 from trainax_pk.configuration._curriculum import Curriculum, at_step
@@ -16,16 +23,21 @@ from trainax_pk.configuration._supervised import Supervised
 
 __all__ = [
     "AbstractConfiguration",
+    "AmortizedNLL",
     "Aux",
     "Composite",
     "Curriculum",
     "DivertedChain",
     "DivertedChainBranchOne",
+    "EnsembleCRPS",
+    "FlowMatching",
     "InputNoise",
     "MixChainPostPhysics",
     "Pushforward",
+    "RatioEstimation",
     "Reconstruction",
     "Residuum",
     "Supervised",
+    "Variational",
     "at_step",
 ]

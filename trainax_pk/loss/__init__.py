@@ -11,13 +11,17 @@ sample. Nothing has to be registered.
 """
 
 from ._batch import BatchLoss, reduce_batch
+from ._distribution import crps_ensemble, gaussian_nll, kl_gaussian
 from ._pointwise import mae, mse, nmae, nmse, nrmse, rmse
 from ._spectral import h1, spectral_band
 from ._weighted import weighted
 
 __all__ = [
     "BatchLoss",
+    "crps_ensemble",
+    "gaussian_nll",
     "h1",
+    "kl_gaussian",
     "mae",
     "mse",
     "nmae",

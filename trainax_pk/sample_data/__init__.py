@@ -7,6 +7,9 @@ program: a second call with the same settings and another key compiles nothing. 
 generator has a constructor of its stepper, `make_*_stepper`, a callable PyTree
 `u -> u_next` without batch axis, to be used as physics inside a configuration.
 
+Beside them stand simulators of inference tasks, `(key, theta) -> x` of one sample: `slcp`,
+`two_moons` and the others.
+
 To add one: a stepper (an `eqx.Module`, or one of exponax built under `filter_jit`), an
 initial condition from `_initial`, and a function that checks its arguments and hands
 both to `simulate`.
@@ -18,6 +21,14 @@ from ._advection_diffusion import (
     make_advection_diffusion_2d_stepper,
 )
 from ._burgers import burgers_1d, make_burgers_1d_stepper
+from ._inference_tasks import (
+    gaussian_linear_uniform,
+    gaussian_mixture,
+    lotka_volterra,
+    slcp,
+    two_moons,
+    two_moons_posterior,
+)
 from ._kolmogorov import kolmogorov_flow_2d, make_kolmogorov_flow_2d_stepper
 from ._kuramoto_sivashinsky import (
     kuramoto_sivashinsky_1d,
@@ -35,11 +46,14 @@ __all__ = [
     "advection_1d_periodic",
     "advection_diffusion_2d",
     "burgers_1d",
+    "gaussian_linear_uniform",
+    "gaussian_mixture",
     "kolmogorov_flow_2d",
     "kuramoto_sivashinsky_1d",
     "lorenz_63",
     "lorenz_96",
     "lorenz_rk4",
+    "lotka_volterra",
     "make_advection_1d_stepper",
     "make_advection_diffusion_2d_stepper",
     "make_burgers_1d_stepper",
@@ -48,4 +62,7 @@ __all__ = [
     "make_lorenz_63_stepper",
     "make_lorenz_96_stepper",
     "make_lorenz_stepper_rk4",
+    "slcp",
+    "two_moons",
+    "two_moons_posterior",
 ]

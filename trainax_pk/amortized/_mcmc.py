@@ -1,0 +1,190 @@
+"""Posteriors of learned likelihoods and ratios, by Markov chains of blackjax."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from trainax_pk._tree import check_count
+from trainax_pk.amortized._head import typed_key
+from trainax_pk.amortized._libraries import load
+from trainax_pk.amortized._likelihood import AmortizedLikelihood, AmortizedRatio
+
+
+class Chains(eqx.Module):
+    """What Markov chains returned.
+
+    Attributes:
+        samples: All chains one after another, leaves `(num_chains · n, ...)`.
+        r_hat: Potential scale reduction of each parameter, `(d,)`; near 1 where chains
+            agree. Chains in separate modes that do not mix read high.
+        acceptance: Mean acceptance probability.
+        num_divergent: Number of divergent transitions after the warm-up.
+    """
+
+    samples: PyTree[Array]
+    r_hat: Float[Array, " d"]
+    acceptance: Float[Array, ""]
+    num_divergent: Array
+
+
+def sample_posterior(
+    model: AmortizedLikelihood | AmortizedRatio,
+    prior: Any,
+    x: Float[Array, "..."],
+    num_samples: int,
+    *,
+    key: PRNGKeyArray,
+    mask: Any = None,
+    num_chains: int = 100,
+    num_warmup: int = 150,
+    num_candidates: int = 10_000,
+    max_doublings: int = 6,
+) -> Chains:
+    """Draws of p(θ | x) ∝ p(θ) q(x | θ), or p(θ) r(θ, x), by the no-U-turn sampler.
+
+    Chains run vmapped in z, where the support has no bounds, with the transform's
+    determinant in the density. They start from draws of the prior that are resampled by
+    their likelihood, so that each mode is entered by as many chains as its mass asks for;
+    each adapts its own step and metric. Cost: a gradient of the density per chain and
+    leapfrog step, at most 2^max_doublings of them per transition.
+
+    Args:
+        model: Learned likelihood or ratio.
+        prior: With `sample(key)`, `log_prob(theta)` and the model's bounds.
+        x: One observation.
+        num_samples: Draws in total, a multiple of `num_chains`.
+        key: Key.
+        mask: Which entries were observed, for a ratio.
+        num_chains: Chains that run side by side.
+        num_warmup: Transitions of each that adapt it and are dropped.
+        num_candidates: Draws of the prior that starts are resampled from.
+        max_doublings: Limit of a trajectory's doublings.
+
+    Returns:
+        Draws, and what tells whether to trust them.
+
+    Raises:
+        ValueError: A model that is neither, a prior without density, counts out of range.
+        ImportError: blackjax is not installed.
+
+    Source: Hoffman & Gelman 2014, arXiv:1111.4246.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import trainax_pk as tx
+        >>> prior = tx.data.Normal(jnp.zeros(2), 1.0)
+        >>> likelihood = tx.amortized.AmortizedLikelihood(
+        ...     tx.amortized.DiagonalGaussian(3, 2, key=jax.random.key(0)),
+        ...     prior=prior, shape=(3,),
+        ... )
+        >>> chains = tx.amortized.sample_posterior(
+        ...     likelihood, prior, jnp.ones(3), 40, key=jax.random.key(1),
+        ...     num_chains=4, num_warmup=20, num_candidates=100,
+        ... )
+        >>> chains.samples.shape, chains.r_hat.shape
+        ((40, 2), (2,))
+    """
+    if not isinstance(model, AmortizedLikelihood | AmortizedRatio):
+        raise ValueError(
+            f"Expected an AmortizedLikelihood or AmortizedRatio, got "
+            f"{type(model).__name__}. A posterior samples by itself: model.sample(...)."
+        )
+    if not callable(getattr(prior, "log_prob", None)):
+        raise ValueError(
+            f"Expected a prior with `log_prob(theta)`, got {prior!r}. Pass the prior that "
+            "the simulations were drawn from."
+        )
+    for name, value in (("num_samples", num_samples), ("num_warmup", num_warmup)):
+        check_count(name, value)
+    check_count("num_chains", num_chains, minimum=2)
+    check_count("num_candidates", num_candidates, minimum=num_chains)
+    if num_samples % num_chains:
+        raise ValueError(
+            f"Expected `num_samples` to be a multiple of num_chains={num_chains}, got "
+            f"{num_samples}. Pass {num_chains * -(-num_samples // num_chains)}."
+        )
+    blackjax = load("blackjax")
+    counts = (num_chains, num_warmup, num_samples // num_chains, num_candidates)
+    with jax.numpy_rank_promotion("allow"):
+        return _run(
+            blackjax, model, prior, x, mask, typed_key(key), counts, max_doublings
+        )
+
+
+@eqx.filter_jit
+def _run(
+    blackjax: Any,
+    model: Any,
+    prior: Any,
+    x: Array,
+    mask: Any,
+    key: PRNGKeyArray,
+    counts: tuple[int, int, int, int],
+    max_doublings: int,
+) -> Chains:
+    num_chains, num_warmup, num_kept, num_candidates = counts
+    support = model.support
+    evidence = model.log_ratio if isinstance(model, AmortizedRatio) else model.log_prob
+
+    def density(z: Array) -> Array:
+        vector = support.constrain(model.theta_scale.inverse(z))
+        _, log_det = support.unconstrain(vector)
+        theta = support.unravel(vector)
+        return evidence(theta, x, mask) + prior.log_prob(theta) - log_det
+
+    start_key, chain_key = jax.random.split(key)
+    starts = _starts(
+        model, prior, evidence, x, mask, start_key, num_chains, num_candidates
+    )
+
+    def chain(key: PRNGKeyArray, z: Array) -> Any:
+        warm_key, run_key = jax.random.split(key)
+        warmup = blackjax.window_adaptation(
+            blackjax.nuts, density, max_num_doublings=max_doublings
+        )
+        (state, parameters), _ = warmup.run(warm_key, z, num_warmup)
+        kernel = blackjax.nuts(density, **parameters)
+
+        def step(state: Any, key: PRNGKeyArray) -> tuple[Any, Any]:
+            state, info = kernel.step(key, state)
+            return state, (state.position, info.acceptance_rate, info.is_divergent)
+
+        return jax.lax.scan(step, state, jax.random.split(run_key, num_kept))[1]
+
+    keys = jax.random.split(chain_key, num_chains)
+    z, acceptance, divergent = jax.vmap(chain)(keys, starts)
+    rows = z.reshape(-1, z.shape[-1])
+    to_theta = lambda z: support.unravel(  # noqa: E731
+        support.constrain(model.theta_scale.inverse(z))
+    )
+    r_hat = blackjax.diagnostics.potential_scale_reduction(z)
+    return Chains(
+        jax.vmap(to_theta)(rows), r_hat, jnp.mean(acceptance), jnp.sum(divergent)
+    )
+
+
+def _starts(
+    model: Any,
+    prior: Any,
+    evidence: Any,
+    x: Array,
+    mask: Any,
+    key: PRNGKeyArray,
+    num_chains: int,
+    num_candidates: int,
+) -> Float[Array, "chains d"]:
+    """Draws of the prior, resampled by their likelihood."""
+    draw_key, pick_key = jax.random.split(key)
+    theta = jax.vmap(prior.sample)(jax.random.split(draw_key, num_candidates))
+    weights = jax.vmap(lambda t: evidence(t, x, mask))(theta)
+    picked = jax.random.categorical(pick_key, weights, shape=(num_chains,))
+    unconstrained = jax.vmap(
+        lambda t: model.theta_scale(
+            model.support.unconstrain(model.support.ravel(t))[0]
+        )
+    )(theta)
+    return unconstrained[picked]
