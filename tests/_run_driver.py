@@ -57,12 +57,25 @@ CASES = {
         Policy(0.0, every_steps=7, keep_last=3, keep_epochs="::2"),
         {"accumulate": 2, "residency": "host", "max_grad_norm": 0.1},
     ),
+    "streamed": (0.3, 0.02, 4, Policy(None, every_steps=3), {"residency": "disk"}),
 }
 
 
-def make(case, wait):
+def make_data(case, folder):
+    if case != "streamed":
+        return np.random.default_rng(0).normal(size=(4, 7, 3)).astype(np.float32)
+    source = tx.data.SimulationDataset(
+        tx.data.StepperModel(lambda u: 0.9 * jnp.roll(u, 1), dt=1.0),
+        tx.data.Normal(jnp.zeros(3), 1.0),
+        4,
+        num_steps=6,
+    )
+    return tx.data.CachedDataset(source, folder)
+
+
+def make(case, wait, folder):
     rate, _, every, policy, options = CASES[case]
-    data = np.random.default_rng(0).normal(size=(4, 7, 3)).astype(np.float32)
+    data = make_data(case, folder)
     linear = eqx.nn.Linear(3, 3, key=jax.random.key(1))
     model = tx.Stepper(Network(linear, eqx.nn.Dropout(rate)), stochastic=True)
     trainer = tx.trainer.SupervisedTrainer(
@@ -94,7 +107,8 @@ def train(case, folder, cache, point=None, nth=1):
         validate(step)
         return jnp.zeros(())
 
-    trainer, model = make(case, wait)
+    # Made by the first of all processes; those that are killed find it there.
+    trainer, model = make(case, wait, Path(cache).with_name("data"))
     _, history = trainer(model, key=jax.random.key(5), run_dir=folder / "run")
     state = eqx.tree_at(lambda s: s.key, history.state, None)
     leaves = jax.tree.leaves((state, history.loss, history.records))

@@ -387,6 +387,9 @@ def test_the_last_save_has_to_work(tmp_path, monkeypatch):
 def test_a_folder_that_is_deleted_is_made_again(tmp_path):
     def remove(step, model, batch):
         if step == 18:
+            folder = tmp_path / "run" / "checkpoints"
+            while not (folder / f"{14:012d}").exists() or list(folder.glob(".*")):
+                time.sleep(0.01)
             shutil.rmtree(tmp_path / "run")
         return jnp.zeros(())
 
@@ -418,11 +421,11 @@ def test_killed_again_and_again(tmp_path):
     """A short form of benchmarks/run_kills.py, which holds the matrix."""
     driver = Path(__file__).with_name("_run_driver.py")
     done = subprocess.run(
-        [sys.executable, str(driver), str(tmp_path), "9", "1", "dropout, average"],
+        [sys.executable, str(driver), str(tmp_path), "6", "1", "dropout, average"],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)["dropout, average"]
-    assert report["kills"] >= 9 and report["same"] and report["once"], report
+    assert report["kills"] >= 6 and report["same"] and report["once"], report
