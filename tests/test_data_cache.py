@@ -34,6 +34,8 @@ from trainax_pk.data._zarr_store import ZarrStore
 
 DRIVER = Path(__file__).parent / "_cache_driver.py"
 FORMATS = ["zarr", "parquet", "tfrecord"]
+# A program is compiled for every device.
+ONE = jax.local_devices()[:1]
 formats = pytest.mark.parametrize("format", FORMATS)
 
 
@@ -134,12 +136,17 @@ def simulation(rate=0.9, **options):
         return params["rate"] * params["u"]
 
     prior = Product({"rate": Normal(rate, 0.1), "u": Normal(jnp.zeros(2), 1.0)})
-    return SimulationDataset(build, prior, 11, block_size=4, **options)
+    return SimulationDataset(build, prior, 11, block_size=4, devices=ONE, **options)
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    return simulation()
 
 
 @formats
-def test_a_simulation_is_stored_as_it_is_made(format, tmp_path):
-    source = simulation()
+def test_a_simulation_is_stored_as_it_is_made(format, simulated, tmp_path):
+    source = simulated
     cached = CachedDataset(source, tmp_path, format, chunk_size=8)
     assert same(cached[:], source[:])
     assert cached.content_hash() == source.content_hash()
@@ -149,8 +156,8 @@ def test_a_simulation_is_stored_as_it_is_made(format, tmp_path):
     assert not np.isin(held_out[:][1], cached[:][1]).any()
 
 
-def test_changed_physics_never_read_a_stale_cache(tmp_path):
-    first = CachedDataset(simulation(0.9), tmp_path)
+def test_changed_physics_never_read_a_stale_cache(simulated, tmp_path):
+    first = CachedDataset(simulated, tmp_path)
     second = CachedDataset(simulation(0.8), tmp_path)
     third = CachedDataset(simulation(0.9, seed=1), tmp_path)
     assert not np.isin(first[:][1], second[:][1]).any()
@@ -161,8 +168,9 @@ def test_changed_physics_never_read_a_stale_cache(tmp_path):
 def test_trajectories_and_failures_come_along(tmp_path):
     grows = StepperModel(lambda u: u * jnp.where(u > 1, jnp.inf, 1.0), dt=1.0)
     source = SimulationDataset(
-        grows, Normal(jnp.zeros(1), 1.0), 40, num_steps=2, on_failure="mask"
-    )
+        grows, Normal(jnp.zeros(1), 1.0), 40, num_steps=2, on_failure="mask",
+        devices=ONE,
+    )  # fmt: skip
     bad = source.simulate(slice(None)).failed.sum()
     assert bad > 0
     cached = CachedDataset(source, tmp_path, chunk_size=32)
@@ -174,8 +182,9 @@ def test_trajectories_and_failures_come_along(tmp_path):
     with pytest.raises(ValueError, match="finite"):
         reopened.trajectories()  # masked samples are NaN, and trajectories say so
     fine = SimulationDataset(
-        StepperModel(jnp.sin, dt=1.0), Normal(jnp.zeros(1), 1.0), 8, num_steps=2
-    )
+        StepperModel(jnp.sin, dt=1.0), Normal(jnp.zeros(1), 1.0), 8, num_steps=2,
+        devices=ONE,
+    )  # fmt: skip
     stored = CachedDataset(fine, tmp_path).trajectories()
     assert same(stored.state, fine[:][1]) and stored.num_times == 3
     with pytest.raises(ValueError, match="source of trajectories"):

@@ -32,7 +32,7 @@ def test_each_epoch_is_a_permutation(size, seed, cycle):
     np.testing.assert_array_equal(epochs, [np.arange(num_items)] * batch_size)
 
 
-@pytest.mark.parametrize("num_items", [63, 64, 997, 10_000, 123_457])
+@pytest.mark.parametrize("num_items", [63, 64, 123_457])
 def test_larger_epochs_are_permutations(num_items):
     flat = np.asarray(ShuffledOrder(num_items, num_items, 3).indices(5, 1))[0]
     np.testing.assert_array_equal(np.sort(flat), np.arange(num_items))
@@ -40,13 +40,9 @@ def test_larger_epochs_are_permutations(num_items):
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.sampled_from([(7, 3), (40, 9)]),
-    st.integers(0, 10**9),
-    st.sampled_from([(1, 3), (2, 2), (1, 1, 2), (3, 1)]),
-)
-def test_any_chunking_gives_the_same_order(size, start, chunks):
-    order = ShuffledOrder(*size, 11)
+@given(st.integers(0, 10**9), st.sampled_from([(1, 3), (2, 2), (1, 1, 2), (3, 1)]))
+def test_any_chunking_gives_the_same_order(start, chunks):
+    order = ShuffledOrder(7, 3, 11)
     starts = start + np.cumsum((0, *chunks[:-1]))
     parts = [order.indices(s, n) for s, n in zip(starts, chunks, strict=True)]
     np.testing.assert_array_equal(order.indices(start, 4), np.concatenate(parts))
@@ -160,9 +156,9 @@ def p_value(x, num_values, excluded=()):
     return gammaincc((counts.size - 1) / 2, chi / 2)
 
 
-@pytest.mark.parametrize("num_items", [3, 4, 5, 6, 7, 9, 13, 17, 30, 64, 101])
+@pytest.mark.parametrize("num_items", [3, 5, 7, 13, 30, 64, 101])
 def test_shuffles_pass_chi_square_tests(num_items):
-    # About 70 tests in all: a sound shuffle fails one of them with odds of 1 in 150.
+    # About 40 tests in all: a sound shuffle fails one of them with odds of 1 in 250.
     # With 8 rounds, N = 5 to 7 fail at p < 1e-100.
     least = 1e-4
     x = np.asarray(ShuffledOrder(num_items, num_items, 4).indices(0, 20_000))

@@ -46,7 +46,7 @@ def assert_same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.integers(1, 4),
     st.integers(1, 8),
