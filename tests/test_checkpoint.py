@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +21,13 @@ from hypothesis import strategies as st
 
 import trainax_pk as tx
 from trainax_pk._files import LocalFiles, seal, unseal
-from trainax_pk.checkpoint import CheckpointDamaged, Policy, Segment, _store
+from trainax_pk.checkpoint import (
+    CheckpointDamaged,
+    Policy,
+    Segment,
+    _signals,
+    _store,
+)
 from trainax_pk.checkpoint._arrays import (
     compare_leaves,
     digest,
@@ -389,6 +396,32 @@ def test_a_third_signal_ends_at_once():
                 os.kill(os.getpid(), signal.SIGTERM)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+def test_a_deaf_main_thread_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(_signals, "_PATIENCE", 0.05)
+    note = tmp_path / "saved"
+    pid = os.fork()
+    if pid == 0:
+        with Interrupts(lambda: note.write_text("yes")):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
+    assert note.read_text() == "yes"
+
+
+def test_who_listens_already_is_left_alone():
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
+    with Interrupts():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.set_wakeup_fd(-1) == writer
+    assert os.read(reader, 1) == bytes([signal.SIGINT])
+    os.close(reader)
+    os.close(writer)
 
 
 def test_nothing_is_installed_off_the_main_thread():

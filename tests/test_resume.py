@@ -20,7 +20,14 @@ import pytest
 import trainax_pk as tx
 from tests._programs import compilation_cache
 from trainax_pk._files import hold_lock
-from trainax_pk.checkpoint import CheckpointDamaged, Policy, RunChanged, Segment, _store
+from trainax_pk.checkpoint import (
+    CheckpointDamaged,
+    Policy,
+    RunChanged,
+    Segment,
+    _signals,
+    _store,
+)
 
 DATA = jax.random.normal(jax.random.key(0), (4, 9, 3))
 KEY = jax.random.key(5)
@@ -356,6 +363,56 @@ def test_signals_save_and_end(number, ends, tmp_path, caplog):
     assert len(steps) == 1 and 18 <= steps[0] < TOTAL
     _, history = trainer(linear(), key=KEY, run_dir=tmp_path)
     assert sha(history) == sha(make()(linear(), key=KEY)[1])
+
+
+def test_the_last_state_is_saved_while_the_main_thread_is_deaf(tmp_path, monkeypatch):
+    exits = []
+    monkeypatch.setattr(_signals, "_PATIENCE", 0.05)
+    monkeypatch.setattr(_signals.os, "_exit", exits.append)
+
+    def deaf(step, model, batch):
+        if step == 18:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not exits:
+                time.sleep(0.01)
+            assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [
+                f"{18:012d}"
+            ]
+        return jnp.zeros(())
+
+    callbacks = [tx.callback.Function(deaf, 18, "deaf")]
+    trainer = make(checkpoints=Policy(), callbacks=callbacks)
+    with pytest.raises(SystemExit):
+        trainer(linear(), key=KEY, run_dir=tmp_path)
+    assert exits == [143]
+
+
+def test_a_signal_during_the_last_save_is_obeyed(tmp_path, monkeypatch):
+    write = _store.write_arrays
+
+    def signalled(folder, leaves):
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(folder, leaves)
+
+    monkeypatch.setattr(_store, "write_arrays", signalled)
+    with pytest.raises(SystemExit):
+        make(checkpoints=Policy())(linear(), key=KEY, run_dir=tmp_path)
+    assert [int(p.name) for p in (tmp_path / "checkpoints").iterdir()] == [TOTAL]
+
+
+def test_a_failure_is_noted_and_never_saved(tmp_path):
+    trainer = make(optimizer=optax.sgd(1e30))
+    with pytest.raises(FloatingPointError, match=r"at update \d+ \(windows"):
+        trainer(linear(), key=KEY, run_dir=tmp_path)
+    events = [
+        json.loads(x) for x in (tmp_path / "events.jsonl").read_text().splitlines()
+    ]
+    assert events[-1]["event"] == "failed" and "(windows [" in events[-1]["why"]
+    ignoring = make(optimizer=optax.sgd(1e30), nonfinite="ignore")
+    with pytest.warns(RuntimeWarning, match="NotFinite"):
+        ignoring(linear(), key=KEY, run_dir=tmp_path / "other")
+    found, match = tx.checkpoint.load_model(tmp_path / "other", linear())
+    assert match.step < TOTAL and bool(jnp.isfinite(found.weight).all())
 
 
 def test_a_failed_save_does_not_end_a_run(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import datetime
 import json
 import math
 import os
+import threading
 import time
 import warnings
 from collections.abc import Iterable
@@ -60,7 +61,9 @@ class Run(AbstractRun):
         self._schedule = Schedule(policy, num_steps, steps_per_epoch)
         self._store = Store(self.folder / "checkpoints")
         self._log = MetricLog(self.folder / "metrics.jsonl", log_every)
-        self._interrupts = Interrupts()
+        self._interrupts = Interrupts(self._end_for_deaf)
+        # One thread saves at a time: this one, or that which ends the process instead.
+        self._ending = threading.Lock()
         self._stack = contextlib.ExitStack()
         self._last: Point | None = None
         self._saved = self._start = 0
@@ -88,6 +91,9 @@ class Run(AbstractRun):
         if exception[0] is None:
             self._log.flush()
         self._stack.__exit__(*exception)
+        # One that came during the last save: nothing is left to do but to obey.
+        if exception[0] is None and self._interrupts.received is not None:
+            raise self._interrupts.end()
 
     def restore(self, state: PyTree[Any]) -> Checkpoint | None:
         """The newest valid checkpoint, compared field by field with this run.
@@ -143,7 +149,7 @@ class Run(AbstractRun):
         self.poll()
         finished = done == self._num_steps or reason is not None
         over = finished or self._segment_is_over(done)
-        with self._timed():
+        with self._timed(), self._ending:
             if over:
                 self._save(point)
                 self._finish()
@@ -173,13 +179,24 @@ class Run(AbstractRun):
         """Saves what is done and ends if a signal came."""
         if self._interrupts.received is None:
             return
+        self._interrupts.obeyed.set()
+        with self._ending:
+            self._save_last()
+        raise self._interrupts.end()
+
+    def _end_for_deaf(self) -> None:
+        """Saves what is done while the main thread computes; nothing changes it."""
+        with self._ending:
+            if not self._interrupts.obeyed.is_set():
+                self._save_last()
+
+    def _save_last(self) -> None:
         done = self._start
         if self._last is not None:
             done = self._last.done
             self._save(self._last)
             self._finish()
         self._note("interrupted", done, signal=self._interrupts.received)
-        raise self._interrupts.end()
 
     def _is_due(self, done: int) -> bool:
         if self._schedule.is_due(done):
