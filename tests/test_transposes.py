@@ -54,6 +54,7 @@ BETWEEN = {
     "a bias": lambda u: u + BIAS[None],
     "a full array": lambda u: u * V,
     "selection": lambda u: jnp.where(u > 0.1, u, 2 * u),
+    "one choice for all": lambda u: lax.select(jnp.max(u) > 0.1, u, 2 * u),
     "periodic border": lambda u: jnp.pad(u, ((0, 0), (0, 0), (1, 2)), mode="wrap"),
     "zero border": lambda u: jnp.pad(u, ((0, 0), (1, 0), (0, 2))),
     "a slice": lambda u: u[:, 1:, ::2],

@@ -51,9 +51,9 @@ def posterior_predictive(
         ...     tx.amortized.IdentityEncoder((3,)),
         ...     tx.amortized.DiagonalGaussian(1, 3, key=jax.random.key(0)),
         ... )
-        >>> simulate = lambda key, theta: theta + jax.random.normal(key, (3,))
+        >>> simulate = lambda key, theta: theta + 9 + jax.random.normal(key, (3,))
         >>> checks = tx.amortized.posterior_predictive(
-        ...     posterior, simulate, jnp.full(3, 50.0), key=jax.random.key(1),
+        ...     posterior, simulate, jnp.zeros(3), key=jax.random.key(1),
         ...     statistics={"mean": jnp.mean},
         ... )
         >>> bool(checks["mean"][0] < 0.01)  # nothing of the kind was predicted

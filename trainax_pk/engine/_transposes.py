@@ -242,8 +242,8 @@ def _elementwise(eqn: Any, operands: list[Any]) -> list[Any] | None:
     sizes = tuple(shape[a] for a in order)
 
     def arranged(x: Any) -> Any:
-        if not isinstance(x, Put) and jnp.ndim(x) == 0:
-            return x
+        if len(jnp.shape(_shell(x))) == 0:  # A predicate, or the limits of a clamp.
+            return x.whole if isinstance(x, Put) else x
         part = _as_put(x).arranged(order)
         return part if part.shape == sizes else jnp.broadcast_to(part, sizes)
 
