@@ -153,12 +153,13 @@ def read_ledger(path):
 
 
 def bomb(nth):
-    """Kills this process when it is called for the nth time."""
+    """Kills this process when it is called for the nth time, after some work."""
     calls = []
 
-    def go_off(*unused):
-        calls.append(unused)
+    def go_off(work=lambda: None):
+        calls.append(work)
         if len(calls) == nth:
+            work()
             os.kill(os.getpid(), signal.SIGKILL)
 
     return go_off
@@ -185,9 +186,12 @@ def mid_write(kill):
 
     def wrapped(folder, leaves):
         inner(folder, leaves)
-        for path in sorted(p for p in folder.rglob("*") if p.is_file())[::2]:
-            path.write_bytes(path.read_bytes()[:-7])
-        kill()
+
+        def truncate():
+            for path in sorted(p for p in folder.rglob("*") if p.is_file())[::2]:
+                path.write_bytes(path.read_bytes()[:-7])
+
+        kill(truncate)
 
     _store.write_arrays = wrapped
 
@@ -197,8 +201,7 @@ def mid_removal(kill):
 
     def wrapped(path, *args, **options):
         if str(path).endswith(".removing"):
-            min(p for p in Path(path).rglob("*") if p.is_file()).unlink()
-            kill()
+            kill(min(p for p in Path(path).rglob("*") if p.is_file()).unlink)
         inner(path, *args, **options)
 
     _store.shutil.rmtree = wrapped

@@ -415,6 +415,35 @@ def test_a_failure_is_noted_and_never_saved(tmp_path):
     assert match.step < TOTAL and bool(jnp.isfinite(found.weight).all())
 
 
+class Poisoned(eqx.Module):
+    """A model whose loss is not finite where the first number is large."""
+
+    linear: eqx.Module
+
+    def __call__(self, u):
+        return jnp.where(u[0] > 0.7, jnp.nan, self.linear(u))
+
+
+def test_too_many_skipped_updates_in_a_row_end_a_run(tmp_path):
+    def train(limit, **options):
+        trainer = make(nonfinite="skip", max_skipped=limit, batch_size=2, log_every=1)
+        return trainer(Poisoned(linear()), key=KEY, **options)[1]
+
+    ok = np.isfinite(train(None).loss)
+    runs = "".join("1" if x else "0" for x in ok).split("1")
+    most = max(map(len, runs))
+    assert most > 1 and int(train(most).state.num_skipped) == np.sum(~ok)
+    end = next(i for i in range(TOTAL) if not ok[max(0, i - most + 1) : i + 1].any())
+    message = f"at most {most - 1} updates in a row .* up to update {end}"
+    with pytest.raises(FloatingPointError, match=message):
+        train(most - 1)
+    # Counted across a stop in the middle of them.
+    stop = Segment(epochs=(end * 2) / 32)
+    assert train(most - 1, run_dir=tmp_path, segment=stop).loss.shape == (end,)
+    with pytest.raises(FloatingPointError, match=message):
+        train(most - 1, run_dir=tmp_path)
+
+
 def test_a_failed_save_does_not_end_a_run(tmp_path, monkeypatch):
     write, calls = _store.write_arrays, []
 
@@ -460,6 +489,8 @@ def test_runs_that_cannot_be_saved_are_refused(tmp_path):
     trainer = make()
     with pytest.raises(ValueError, match="`run_dir` with `segment`"):
         trainer(mlp(), key=KEY, segment=Segment(epochs=1))
+    with pytest.raises(ValueError, match="nonfinite='skip' with `max_skipped`"):
+        make(max_skipped=3)
     keys = jax.random.split(KEY, 2)
     models = eqx.filter_vmap(lambda k: mlp(key=k))(keys)
     with pytest.raises(ValueError, match="one model with `run_dir`"):

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from trainax_pk._tree import check_count
 from trainax_pk.callback import AbstractCallback
 from trainax_pk.configuration import AbstractConfiguration
 from trainax_pk.data import Trajectories
@@ -71,3 +72,15 @@ def check_monitors(
                     f"name={name!r}), or name one of these."
                 )
     return early_stopping, monitors
+
+
+def check_skips(max_skipped: int | None, nonfinite: str) -> int | None:
+    """A number of skipped updates, where updates are skipped."""
+    if max_skipped is None:
+        return None
+    if nonfinite != "skip":
+        raise ValueError(
+            f"Expected nonfinite='skip' with `max_skipped`, got {nonfinite!r}. Pass "
+            "both, or neither."
+        )
+    return check_count("max_skipped", max_skipped, minimum=0)

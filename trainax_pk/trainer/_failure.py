@@ -1,6 +1,6 @@
 """What to say when training was not finite."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,6 +8,40 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainax_pk.step import TrainState
+
+
+class Skips:
+    """Counts updates in a row that were not finite.
+
+    Attributes:
+        limit: The most that are borne, or None.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+        self._in_a_row = 0
+
+    def restore(self, series: Mapping[str, np.ndarray]) -> None:
+        """Takes up what a run has behind it."""
+        if self.limit is not None:
+            ok = _finite(series)
+            self._in_a_row = int(np.argmax(ok[::-1])) if ok.any() else len(ok)
+
+    def see(self, start: int, series: Mapping[str, np.ndarray]) -> str | None:
+        """Takes the records of a chunk; the message if there were too many."""
+        ok = _finite(series)
+        if ok.all():
+            self._in_a_row = 0
+            return None
+        for i, finite in enumerate(ok):
+            self._in_a_row = 0 if finite else self._in_a_row + 1
+            if self.limit is not None and self._in_a_row > self.limit:
+                return (
+                    f"Expected at most {self.limit} updates in a row that are not finite "
+                    f"(max_skipped), got {self._in_a_row} up to update {start + i}. Lower "
+                    "the learning rate, or pass max_grad_norm."
+                )
+        return None
 
 
 def explain_failure(
@@ -39,6 +73,10 @@ def explain_failure(
             return _message(i, info, state, batch_at(i), indices_at(i))
         state = new
     return None
+
+
+def _finite(series: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.logical_and.reduce([np.isfinite(x) for x in series.values()])
 
 
 def _message(i: int, info: Any, state: TrainState, batch: Any, indices: Any) -> str:

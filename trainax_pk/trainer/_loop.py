@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
@@ -16,7 +15,7 @@ from trainax_pk.checkpoint._writer import Frozen
 from trainax_pk.data import ShuffledOrder
 from trainax_pk.engine import ChunkClock, Engine, chunk_size
 from trainax_pk.step import TrainState
-from trainax_pk.trainer._failure import explain_failure
+from trainax_pk.trainer._failure import Skips, explain_failure
 from trainax_pk.trainer._history import History, HistoryBuilder
 from trainax_pk.trainer._saved import fill_state, freeze, thaw
 from trainax_pk.trainer._watch import Watch
@@ -53,6 +52,8 @@ class Loop:
         self._planned = self.total
         self._history = HistoryBuilder()
         self._watch = Watch(trainer.monitors, trainer.early_stopping)
+        # Where the first failure ends the run, none is skipped.
+        self._skips = Skips(0 if trainer.raises else trainer.max_skipped)
 
     def train(self) -> tuple[PyTree[Any], History]:
         """Runs to the end, or to where it stops."""
@@ -107,8 +108,9 @@ class Loop:
             return
         self.done = found.step
         self.state = fill_state(found, self.state)
-        records = thaw(found, self._history)
+        series, records = thaw(found, self._history)
         self._watch.restore(records)
+        self._skips.restore(series)
         self._planned = found.meta["num_updates"]
         self._engine = self.trainer.engine_of(found.meta["program"], self._planned)
 
@@ -175,24 +177,27 @@ class Loop:
 
     def _check(self, before: TrainState, records: PyTree[Array]) -> None:
         """The one host round trip of a chunk."""
-        if not self.trainer.raises or isinstance(records["loss"], jax.core.Tracer):
+        watched = self.trainer.raises or self._skips.limit is not None
+        if not watched or isinstance(records["loss"], jax.core.Tracer):
             jax.block_until_ready(records)
             return
-        records = jax.device_get(records)
-        if all(np.isfinite(x).all() for x in records.values()):
-            return
-        message = explain_failure(
+        message = self._skips.see(self.done, jax.device_get(records))
+        if self.trainer.raises and message is not None:
+            message = self._explain(before, len(records["loss"]))
+        # The norm of a large but finite gradient may overflow: that is no failure.
+        if message is not None:
+            self.run.note_failure(message)
+            raise FloatingPointError(message)
+
+    def _explain(self, before: TrainState, count: int) -> str | None:
+        return explain_failure(
             self.trainer.step_fn,
             before,
             lambda i: self._engine.batch(self.order, i),
             lambda i: self.order.indices(i, 1)[0],
             self.done,
-            len(records["loss"]),
+            count,
         )
-        # The norm of a large but finite gradient may overflow: that is no failure.
-        if message is not None:
-            self.run.note_failure(message)
-            raise FloatingPointError(message)
 
 
 def longest_gap(trainer: Any) -> int:

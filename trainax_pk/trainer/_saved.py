@@ -92,8 +92,10 @@ def fill_state(found: Checkpoint, state: TrainState) -> TrainState:
     return fill(state, found.arrays, "state")
 
 
-def thaw(found: Checkpoint, history: HistoryBuilder) -> dict[str, StoredRecord]:
-    """Fills the history with what a checkpoint holds; the records of callbacks."""
+def thaw(
+    found: Checkpoint, history: HistoryBuilder
+) -> tuple[dict[str, np.ndarray], dict[str, StoredRecord]]:
+    """Fills the history with what a checkpoint holds, and returns it."""
     series = {n: found.arrays[f"history.{n}"] for n in ("loss", "grad_norm")}
     records = {}
     for name, held in found.meta["records"].items():
@@ -101,7 +103,7 @@ def thaw(found: Checkpoint, history: HistoryBuilder) -> dict[str, StoredRecord]:
         leaves = [found.arrays.get(f"records.{name}[{i}]") for i in range(len(paths))]
         records[name] = StoredRecord(tuple(held["steps"]), tuple(leaves), paths)
     history.restore(series, records)
-    return records
+    return series, records
 
 
 def _surroundings() -> dict[str, str]:

@@ -21,7 +21,12 @@ from trainax_pk.data import Samples, ShuffledOrder, Trajectories, as_items
 from trainax_pk.engine import Engine, make_feed
 from trainax_pk.evaluation import EarlyStopping, Monitor
 from trainax_pk.step import make_train_step
-from trainax_pk.trainer._checks import check_callbacks, check_monitors, window_steps
+from trainax_pk.trainer._checks import (
+    check_callbacks,
+    check_monitors,
+    check_skips,
+    window_steps,
+)
 from trainax_pk.trainer._history import History
 from trainax_pk.trainer._loop import Loop, longest_gap
 from trainax_pk.trainer._saved import identify
@@ -59,6 +64,7 @@ class Trainer:
         compute_dtype: Any = None,
         ema_decay: float | None = None,
         nonfinite: str = "raise",
+        max_skipped: int | None = None,
         window_stride: int = 1,
         residency: str = "auto",
         program: str = "auto",
@@ -87,6 +93,8 @@ class Trainer:
                 `history.state.ema_model`.
             nonfinite: "raise" (FloatingPointError naming update and leaves), "skip" or
                 "ignore".
+            max_skipped: With "skip", the most updates in a row that may be left out
+                before FloatingPointError; None for any number.
             window_stride: Distance between the first times of windows.
             residency: "device", "host", "disk" for a `CachedDataset` that is streamed,
                 or "auto": host where the data do not fit on the device, disk where a
@@ -149,6 +157,7 @@ class Trainer:
         self.trainable = trainable
         self.ema = ema_decay is not None
         self.raises = nonfinite == "raise"
+        self.max_skipped = check_skips(max_skipped, nonfinite)
         self._fast_step = fast_step
         self._program = program
         # What a run is compared by, beside data, model and key.
@@ -219,10 +228,12 @@ class Trainer:
             KeyboardInterrupt: SIGINT, after saving; SIGTERM raises SystemExit(143).
         """
         traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(key))
-        if (ensemble or traced) and (self.early_stopping or self.monitors):
+        single = self.early_stopping or self.monitors or self.max_skipped is not None
+        if (ensemble or traced) and single:
             raise ValueError(
-                "Expected one model with `early_stopping` or `monitors`, got an ensemble. "
-                "Train its members one by one; they would end at different times."
+                "Expected one model with `early_stopping`, `monitors` or `max_skipped`, "
+                "got an ensemble. Train its members one by one; they would end at "
+                "different times."
             )
         if run_dir is None:
             if segment is not None:
