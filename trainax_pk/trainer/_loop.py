@@ -39,13 +39,14 @@ class Loop:
         self.trainer = trainer
         self.run = run
         self.order = ShuffledOrder(len(trainer.windows), trainer.batch_size, order_key)
-        self.state = TrainState.create(
+        state = TrainState.create(
             model,
             trainer.optimizer,
             key=state_key,
             trainable=trainer.trainable,
             ema=trainer.ema,
         )
+        self.state = trainer.devices.replicate(state)
         self.done, self.total = 0, trainer.num_training_steps
         self.stopped = False
         self._engine: Engine = trainer.engine

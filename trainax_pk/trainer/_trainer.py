@@ -29,6 +29,7 @@ from trainax_pk.trainer._checks import (
 )
 from trainax_pk.trainer._history import History
 from trainax_pk.trainer._loop import Loop, longest_gap
+from trainax_pk.trainer._mesh import Devices
 from trainax_pk.trainer._saved import identify
 
 
@@ -68,6 +69,7 @@ class Trainer:
         window_stride: int = 1,
         residency: str = "auto",
         program: str = "auto",
+        mesh: jax.sharding.Mesh | None = None,
         checkpoints: Policy | None = None,
         log_every: int = 100,
         early_stopping: EarlyStopping | str | None = None,
@@ -100,6 +102,8 @@ class Trainer:
                 or "auto": host where the data do not fit on the device, disk where a
                 `CachedDataset` exceeds its memory budget.
             program: "loop", "scan", or "auto": measured where no rule decides.
+            mesh: Devices over which every batch is split, along all of its axes; the
+                rest is replicated.
             checkpoints: When a run with a `run_dir` is saved, and what is kept.
             log_every: Updates per line of its metric log.
             early_stopping: When to end before `num_training_steps`, by what callbacks
@@ -145,8 +149,9 @@ class Trainer:
             "compute_dtype": compute_dtype,
             "ema_decay": ema_decay,
         }
-        self.step_fn = make_train_step(
-            configuration, optimizer, nonfinite=nonfinite, **options
+        self.devices = Devices(mesh, self.batch_size)
+        self.step_fn = self.devices.split_batches(
+            make_train_step(configuration, optimizer, nonfinite=nonfinite, **options)
         )
         # Guarding every update costs a tenth to a quarter of a small one. Where the run
         # ends at the first failure anyway, chunks run unguarded and their records tell.
@@ -158,7 +163,7 @@ class Trainer:
         self.ema = ema_decay is not None
         self.raises = nonfinite == "raise"
         self.max_skipped = check_skips(max_skipped, nonfinite)
-        self._fast_step = fast_step
+        self._fast_step = self.devices.split_batches(fast_step)
         self._program = program
         # What a run is compared by, beside data, model and key.
         self._parts = {
@@ -170,19 +175,20 @@ class Trainer:
             **options,
         }
         self._data_fields: dict[str, str] | None = None
-        self.windows = as_items(
+        items = as_items(
             data,
             lambda trajectories: window_steps(configuration, trajectories),
             stride=window_stride,
             only_initial=configuration.num_times == 1,
             residency=residency,
         )
+        self.windows = self.devices.replicate_items(items)
         # Raises before any compute when a batch is larger than the data, or too large
         # for the memory budget.
         ShuffledOrder(len(self.windows), batch_size, jax.random.key(0))
         longest_gap(self)
         self.engine = Engine(
-            fast_step,
+            self._fast_step,
             make_feed(self.windows, num_training_steps),
             num_updates=num_training_steps,
             program=program,
@@ -229,6 +235,11 @@ class Trainer:
         """
         traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(key))
         single = self.early_stopping or self.monitors or self.max_skipped is not None
+        if (ensemble or traced) and self.devices.count > 1:
+            raise ValueError(
+                "Expected one model with `mesh`, got an ensemble. Train its members one "
+                "by one, or on one device."
+            )
         if (ensemble or traced) and single:
             raise ValueError(
                 "Expected one model with `early_stopping`, `monitors` or `max_skipped`, "
@@ -268,6 +279,7 @@ class Trainer:
             "early_stopping": self.early_stopping,
             "monitors": self.monitors,
             "log_every": self.log_every,
+            "devices": self.devices.count,
         }
         return Run(
             run_dir,
