@@ -97,7 +97,6 @@ def pieces(rounds):
         caches, windows = {}, {}
         for size in SIZES:
             _zarr_store._PIECE_BYTES = size
-            _zarr_store._piece_shape.cache_clear()
             # The layout is that of the moment when the store is first asked.
             source = InMemory(array, num_steps + 1)
             # A small budget: pieces that were read before are not kept.
@@ -109,7 +108,6 @@ def pieces(rounds):
         def use(size, act):
             def run():
                 _zarr_store._PIECE_BYTES = size
-                _zarr_store._piece_shape.cache_clear()
                 act(caches[size], windows[size])
 
             return run

@@ -82,7 +82,6 @@ def small_pieces():
     zarr_store._PIECE_BYTES = 110
     yield
     zarr_store._PIECE_BYTES = size
-    zarr_store._piece_shape.cache_clear()
 
 
 @pytest.fixture(scope="module", params=FORMATS)

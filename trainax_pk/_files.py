@@ -77,6 +77,7 @@ class LocalFiles(AbstractFiles):
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._prefix = f"{root}{os.sep}"
 
     def url(self, name: str) -> str:
         return str(self.root / name)
@@ -85,9 +86,14 @@ class LocalFiles(AbstractFiles):
         return (self.root / name).read_bytes()
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        with open(self.root / name, "rb", buffering=0) as file:
-            file.seek(start, os.SEEK_END if start < 0 else os.SEEK_SET)
-            return file.read(length)
+        # Thousands of these a second: no file object, no Path.
+        descriptor = os.open(f"{self._prefix}{name}", os.O_RDONLY)
+        try:
+            if start < 0:
+                start += os.fstat(descriptor).st_size
+            return os.pread(descriptor, length, start)
+        finally:
+            os.close(descriptor)
 
     def write(self, name: str, content: bytes) -> None:
         path = self.root / name

@@ -2,12 +2,17 @@
 
 import collections
 import threading
+from collections.abc import Callable
 from concurrent.futures import Executor
+from typing import Any
 
 import numpy as np
 
 from trainax_pk.data._cache_manifest import Leaf
 from trainax_pk.data._cache_store import AbstractStore
+
+# Most jobs of a task, and tasks that there should be at least.
+_JOBS, _TASKS = 32, 16
 
 
 class PieceCache:
@@ -61,7 +66,7 @@ def read_whole(
     if out.size:
         across = range(start // rows, -(-stop // rows))
         along = range(-(-leaf.length // entries))
-        list(pool.map(copy, [(i, j) for i in across for j in along]))
+        _spread(copy, [(i, j) for i in across for j in along], pool)
     return out.reshape(stop - start, *leaf.shape)
 
 
@@ -100,8 +105,15 @@ def gather(
             target[to] = piece.reshape(-1, *piece.shape[2:])[source]
 
     if out.size:
-        list(pool.map(copy, jobs))
+        _spread(copy, jobs, pool)
     return out.reshape(len(rows), *leaf.shape) if times is None else out
+
+
+def _spread(act: Callable[[Any], None], jobs: list, pool: Executor) -> None:
+    """Does all jobs, some to a task: handing over a task costs as much as a piece."""
+    size = max(1, min(_JOBS, len(jobs) // _TASKS))
+    shares = [jobs[i : i + size] for i in range(0, len(jobs), size)]
+    list(pool.map(lambda share: [act(job) for job in share], shares))
 
 
 def _rows_by_piece(

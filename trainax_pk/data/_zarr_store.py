@@ -44,6 +44,9 @@ class ZarrStore(AbstractStore):
             self._codec = load("numcodecs.blosc").Blosc(
                 layout.compression, clevel=1, shuffle=1
             )
+        # By name: hashing a layout for every piece would cost as much as decoding it.
+        self._shapes = {leaf.name: _piece_shape(layout, leaf) for leaf in layout.leaves}
+        self._names = {leaf.name: leaf for leaf in layout.leaves}
         self._index = functools.lru_cache(_INDICES)(self._read_index)
 
     def create(self) -> list[str]:
@@ -86,14 +89,14 @@ class ZarrStore(AbstractStore):
 
     def piece_shape(self, leaf: Leaf) -> tuple[int, int]:
         """An inner chunk."""
-        return _piece_shape(self.layout, leaf)
+        return self._shapes[leaf.name]
 
     def read_piece(self, leaf: Leaf, row: int, entry: int) -> np.ndarray:
         """An inner chunk, padded with zeros."""
         shape = self.piece_shape(leaf)
         across, along = self._grid(leaf)
         part, row = divmod(row, across)
-        offset, length = self._index(leaf, part)[row * along + entry]
+        offset, length = self._index(leaf.name, part)[row * along + entry]
         content = self.files.read_range(_shard(leaf, part), int(offset), int(length))
         body = self._checked(content, leaf, part)
         raw = body if self._codec is None else self._codec.decode(body)
@@ -131,7 +134,8 @@ class ZarrStore(AbstractStore):
         raw = index.tobytes()
         return b"".join([*pieces, raw, struct.pack("<I", self._crc32c(raw))])
 
-    def _read_index(self, leaf: Leaf, part: int) -> np.ndarray:
+    def _read_index(self, name: str, part: int) -> np.ndarray:
+        leaf = self._names[name]
         across, along = self._grid(leaf)
         length = 16 * across * along + 4
         content = self.files.read_range(_shard(leaf, part), -length, length)
@@ -171,7 +175,6 @@ class ZarrStore(AbstractStore):
         )
 
 
-@functools.lru_cache(256)
 def _piece_shape(layout: Layout, leaf: Leaf) -> tuple[int, int]:
     """Rows and entries of a piece of about `_PIECE_BYTES`, as even as they divide."""
     size = layout.part_size
