@@ -17,8 +17,11 @@ PAIRS = draw_pairs(jax.random.key(21), 2000)
 class Exact(eqx.Module):
     """The conjugate posterior, its standard deviations times a factor."""
 
-    factor: float = 1.0
-    shift: float = 0.0
+    factor: jax.Array
+    shift: jax.Array
+
+    def __init__(self, factor=1.0, shift=0.0):
+        self.factor, self.shift = jnp.asarray(factor), jnp.asarray(shift)
 
     def _root(self):
         return self.factor * jnp.linalg.cholesky(jnp.asarray(COVARIANCE))
@@ -38,13 +41,17 @@ class Exact(eqx.Module):
         return -0.5 * jnp.sum(white**2) - jnp.sum(jnp.log(jnp.diagonal(root)))
 
 
+def _fit(theta, x):
+    return Exact().log_prob(theta, x)
+
+
 def _p_values(posterior):
     ranks = A.simulation_based_calibration(
         posterior,
         PAIRS,
         key=KEY,
         num_samples=127,
-        statistics={"density": lambda theta, x: Exact().log_prob(theta, x)},
+        statistics={"density": _fit},
     )
     assert ranks.names == ("theta[0]", "theta[1]", "density")
     coverage = A.expected_coverage(posterior, PAIRS, key=KEY, num_samples=127)
@@ -72,9 +79,10 @@ def test_one_that_is_a_fifth_too_narrow_is_found():
 
 def test_a_shifted_one_is_found_with_the_sign_of_the_shift():
     report = A.simulation_based_calibration(
-        Exact(shift=0.3), PAIRS, key=KEY, num_samples=63
+        Exact(shift=0.3), PAIRS, key=KEY, num_samples=127, statistics={"density": _fit}
     )
-    assert (report.p_values < 1e-3).all() and (report.ranks.mean(axis=0) < 0.45).all()
+    assert (report.p_values[:2] < 1e-3).all()
+    assert (np.asarray(report.ranks)[:, :2].mean(axis=0) < 0.45).all()
 
 
 def test_the_prior_passes_on_margins_and_fails_on_a_statistic():
@@ -87,7 +95,7 @@ def test_the_prior_passes_on_margins_and_fails_on_a_statistic():
         PAIRS,
         key=KEY,
         num_samples=63,
-        statistics={"fit": lambda theta, x: Exact().log_prob(theta, x)},
+        statistics={"fit": _fit},
     )
     assert (report.p_values[:2] > 1e-3).all() and report.p_values[2] < 1e-6
 
@@ -149,19 +157,18 @@ def test_predictive_checks():
 
 
 def test_c2st_of_two_normals_is_the_best_accuracy():
-    x = jax.random.normal(KEY, (4000, 2))
-    y = jax.random.normal(jax.random.key(1), (4000, 2))
-    same = A.c2st(x, y, key=KEY)
+    x, y = np.random.default_rng(0).normal(size=(2, 3000, 2))
+    same = A.c2st(x, y, key=KEY, max_epochs=30)
     assert abs(same - 0.5) < 0.03
     # Shifted by one: Φ(1/2).
-    shifted = A.c2st(x + jnp.array([[1.0, 0.0]]), y, key=KEY)
+    shifted = A.c2st(x + [[1.0, 0.0]], y, key=KEY)
     assert abs(shifted - 0.6915) < 0.02
 
 
 def test_agreement_passes_and_says_what_is_wrong():
-    x, y = jax.random.normal(KEY, (2, 1000, 2))
+    x, y = np.random.default_rng(1).normal(size=(2, 3000, 2))
     report = A.assert_posterior_agreement(x, y, key=KEY, max_epochs=20)
-    assert jnp.allclose(report.std_ratio, jnp.std(x, axis=0) / jnp.std(y, axis=0))
+    assert np.allclose(report.std_ratio, x.std(axis=0) / y.std(axis=0))
     with pytest.raises(AssertionError, match=r"mean shifts \[0\.\d+ 0\.\d+\]"):
         A.assert_posterior_agreement(x + 0.4, y, key=KEY, max_epochs=5)
     with pytest.raises(AssertionError, match="ratios of standard deviations"):

@@ -50,7 +50,7 @@ def _head(name):
 def _moments(name):
     """Integral, mean and covariance of a density on a grid."""
     head = _head(name)
-    line = np.linspace(-12, 12, 241)
+    line = np.linspace(-12, 12, 481)
     z = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
     density = np.exp(_jit(jax.vmap(lambda z: head.log_prob(z, FEATURES)))(z))
     mass = density * (line[1] - line[0]) ** 2

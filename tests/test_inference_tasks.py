@@ -24,13 +24,14 @@ def test_two_moons_posterior_is_calibrated():
             return sample_data.two_moons_posterior(key, x, num_samples)
 
     prior = tx.data.BoxUniform([-1.0, -1.0], [1.0, 1.0])
-    theta = jax.vmap(prior.sample)(KEYS[:1000])
-    x = jax.vmap(sample_data.two_moons)(KEYS[1000:2000], theta)
+    theta = jax.vmap(prior.sample)(KEYS[:200])
+    x = jax.vmap(sample_data.two_moons)(KEYS[200:400], theta)
     report = tx.amortized.simulation_based_calibration(
         Exact(),
         (theta, x),
         key=KEY,
-        num_samples=63,
+        num_samples=15,
+        num_bins=10,
         statistics={"sum": lambda theta, x: jnp.abs(theta[0] + theta[1])},
     )
     assert np.isfinite(report.ranks).all() and (report.p_values > 0.01).all()

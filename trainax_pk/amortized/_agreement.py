@@ -92,7 +92,7 @@ def assert_posterior_agreement(
     Example:
         >>> import jax
         >>> import trainax_pk as tx
-        >>> x, y = jax.random.normal(jax.random.key(0), (2, 1000, 2))
+        >>> x, y = jax.random.normal(jax.random.key(0), (2, 500, 2))
         >>> report = tx.amortized.assert_posterior_agreement(
         ...     x, y, key=jax.random.key(1), max_epochs=10
         ... )

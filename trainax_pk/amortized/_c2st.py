@@ -15,7 +15,7 @@ from trainax_pk._tree import check_count
 class _Options(eqx.Module):
     width: int
     batch_size: int
-    max_epochs: int
+    max_epochs: Array
     patience: int
     tolerance: float
     penalty: float
@@ -84,7 +84,7 @@ def c2st(
     scale = np.where(std > 0, std, 1.0)
     x = np.concatenate([(s - mean[None]) / scale[None] for s in (samples, reference)])
     y = np.repeat(np.float32([0, 1]), samples.shape[0])
-    options = _Options(10 * x.shape[1], 200, max_epochs, 10, 1e-4, 1e-4)
+    options = _Options(10 * x.shape[1], 200, jnp.asarray(max_epochs), 10, 1e-4, 1e-4)
     rank = jax.numpy_rank_promotion("allow")
     with rank, jax.default_matmul_precision("float32"):
         return jnp.mean(

@@ -99,23 +99,7 @@ def simulation_based_calibration(
     """
     theta, x, mask = _checked(pairs, num_samples, num_bins)
     functions = tuple((statistics or {}).items())
-
-    @eqx.filter_jit
-    def run(posterior: Any, key: PRNGKeyArray) -> Array:
-        def one(key: PRNGKeyArray, theta: Any, x: Array, mask: Array | None) -> Array:
-            draw_key, tie_key = jax.random.split(key)
-            draws = posterior.sample(draw_key, x, num_samples, mask)
-
-            def quantities(theta: Any) -> Array:
-                own = [f(theta, x)[None] for _, f in functions]
-                return jnp.concatenate([ravel_pytree(theta)[0], *own])
-
-            truth, others = quantities(theta), jax.vmap(quantities)(draws)
-            return _ranks(tie_key, truth, others)
-
-        return _vmap_pairs(one, key, theta, x, mask)
-
-    ranks = run(posterior, key)
+    ranks = _parameter_ranks(posterior, (theta, x, mask), key, functions, num_samples)
     count = ranks.shape[1] - len(functions)
     names = [f"theta[{i}]" for i in range(count)] + [name for name, _ in functions]
     p_values = jnp.stack([uniformity_p_value(r, num_bins) for r in ranks.T])
@@ -164,23 +148,11 @@ def expected_coverage(
         >>> report.coverage.shape
         (19,)
     """
-    theta, x, mask = _checked(pairs, num_samples, num_bins)
-
-    @eqx.filter_jit
-    def run(posterior: Any, key: PRNGKeyArray) -> Array:
-        def one(key: PRNGKeyArray, theta: Any, x: Array, mask: Array | None) -> Array:
-            draw_key, tie_key = jax.random.split(key)
-            draws = posterior.sample(draw_key, x, num_samples, mask)
-            density = lambda t: posterior.log_prob(t, x, mask)  # noqa: E731
-            # Of the truth among draws by density: the share that lies above it.
-            rank = _ranks(
-                tie_key, density(theta)[None], jax.vmap(density)(draws)[:, None]
-            )
-            return 1 - rank[0]
-
-        return _vmap_pairs(one, key, theta, x, mask)
-
-    return _coverage(run(posterior, key), num_bins, levels)
+    levels = _checked_levels(levels)
+    rows = _checked(pairs, num_samples, num_bins)
+    return _coverage(
+        _density_ranks(posterior, rows, key, num_samples), num_bins, levels
+    )
 
 
 def tarp(
@@ -230,29 +202,16 @@ def tarp(
         >>> tx.amortized.tarp(posterior, (theta, x), key=jax.random.key(3)).levels.shape
         (19,)
     """
+    levels = _checked_levels(levels)
     theta, x, mask = _checked(pairs, num_samples, num_bins)
     flat = jax.vmap(lambda t: ravel_pytree(t)[0])(theta)
     if bounds is None:
         low, high = flat.min(axis=0), flat.max(axis=0)
     else:
         low, high = (ravel_pytree(bound)[0].astype(flat.dtype) for bound in bounds)
-    width = jnp.where(high > low, high - low, 1.0)
-
-    @eqx.filter_jit
-    def run(posterior: Any, key: PRNGKeyArray) -> Array:
-        def one(key: PRNGKeyArray, theta: Any, x: Array, mask: Array | None) -> Array:
-            draw_key, place_key, tie_key = jax.random.split(key, 3)
-            draws = posterior.sample(draw_key, x, num_samples, mask)
-            place = low + width * jax.random.uniform(place_key, low.shape, low.dtype)
-            distance = lambda t: jnp.sum(  # noqa: E731
-                ((ravel_pytree(t)[0] - place) / width) ** 2
-            )
-            others = jax.vmap(distance)(draws)[:, None]
-            return _ranks(tie_key, distance(theta)[None], others)[0]
-
-        return _vmap_pairs(one, key, theta, x, mask)
-
-    return _coverage(run(posterior, key), num_bins, levels)
+    rows = (theta, x, mask)
+    ranks = _distance_ranks(posterior, rows, key, (low, high), num_samples)
+    return _coverage(ranks, num_bins, levels)
 
 
 def uniformity_p_value(
@@ -281,6 +240,69 @@ def uniformity_p_value(
     return jax.scipy.special.gammaincc((num_bins - 1) / 2, statistic / 2)
 
 
+# Compiled once for all posteriors of a structure: diagnostics are run again and again.
+
+
+@eqx.filter_jit
+def _parameter_ranks(
+    posterior: Any,
+    rows: Any,
+    key: PRNGKeyArray,
+    functions: tuple[tuple[str, Callable[..., Array]], ...],
+    num_samples: int,
+) -> Float[Array, "N m"]:
+    def one(key: PRNGKeyArray, theta: Any, x: Array, mask: Array | None) -> Array:
+        draw_key, tie_key = jax.random.split(key)
+        draws = posterior.sample(draw_key, x, num_samples, mask)
+
+        def quantities(theta: Any) -> Array:
+            own = [f(theta, x)[None] for _, f in functions]
+            return jnp.concatenate([ravel_pytree(theta)[0], *own])
+
+        return _ranks(tie_key, quantities(theta), jax.vmap(quantities)(draws))
+
+    return _vmap_pairs(one, key, *rows)
+
+
+@eqx.filter_jit
+def _density_ranks(
+    posterior: Any, rows: Any, key: PRNGKeyArray, num_samples: int
+) -> Float[Array, " N"]:
+    def one(key: PRNGKeyArray, theta: Any, x: Array, mask: Array | None) -> Array:
+        draw_key, tie_key = jax.random.split(key)
+        draws = posterior.sample(draw_key, x, num_samples, mask)
+        density = lambda t: posterior.log_prob(t, x, mask)  # noqa: E731
+        others = jax.vmap(density)(draws)[:, None]
+        # Of the truth among draws by density: the share that lies above it.
+        return 1 - _ranks(tie_key, density(theta)[None], others)[0]
+
+    return _vmap_pairs(one, key, *rows)
+
+
+@eqx.filter_jit
+def _distance_ranks(
+    posterior: Any,
+    rows: Any,
+    key: PRNGKeyArray,
+    box: tuple[Array, Array],
+    num_samples: int,
+) -> Float[Array, " N"]:
+    low, high = box
+    width = jnp.where(high > low, high - low, 1.0)
+
+    def one(key: PRNGKeyArray, theta: Any, x: Array, mask: Array | None) -> Array:
+        draw_key, place_key, tie_key = jax.random.split(key, 3)
+        draws = posterior.sample(draw_key, x, num_samples, mask)
+        place = low + width * jax.random.uniform(place_key, low.shape, low.dtype)
+        distance = lambda t: jnp.sum(  # noqa: E731
+            ((ravel_pytree(t)[0] - place) / width) ** 2
+        )
+        others = jax.vmap(distance)(draws)[:, None]
+        return _ranks(tie_key, distance(theta)[None], others)[0]
+
+    return _vmap_pairs(one, key, *rows)
+
+
 def _ranks(
     key: PRNGKeyArray, truth: Float[Array, " m"], others: Float[Array, "n m"]
 ) -> Float[Array, " m"]:
@@ -306,16 +328,20 @@ def _vmap_pairs(
     return jax.lax.map(step, rows, batch_size=min(128, x.shape[0]))
 
 
-def _coverage(ranks: Array, num_bins: int, levels: Any) -> CoverageReport:
+def _coverage(ranks: Array, num_bins: int, levels: np.ndarray) -> CoverageReport:
+    levels = jnp.asarray(levels, ranks.dtype)
+    coverage = jnp.mean(ranks[None] <= levels[:, None], axis=1)
+    return CoverageReport(levels, coverage, ranks, uniformity_p_value(ranks, num_bins))
+
+
+def _checked_levels(levels: Any) -> np.ndarray:
     levels = np.arange(1, 20) / 20 if levels is None else np.asarray(levels, float)
     if levels.ndim != 1 or not ((levels > 0) & (levels < 1)).all():
         raise ValueError(
             f"Expected `levels` between 0 and 1, got {levels}. Pass for example "
             "[0.5, 0.8, 0.95]."
         )
-    levels = jnp.asarray(levels, ranks.dtype)
-    coverage = jnp.mean(ranks[None] <= levels[:, None], axis=1)
-    return CoverageReport(levels, coverage, ranks, uniformity_p_value(ranks, num_bins))
+    return levels
 
 
 def _checked(pairs: Any, num_samples: int, num_bins: int) -> Any:

@@ -146,7 +146,7 @@ class ConvEncoder(AbstractEncoder):
         >>> import jax.numpy as jnp
         >>> from trainax_pk.amortized import ConvEncoder
         >>> encoder = ConvEncoder((1, 32, 32), 16, key=jax.random.key(0))
-        >>> encoder(jnp.ones((1, 32, 32)), None).shape
+        >>> jax.eval_shape(encoder, jnp.ones((1, 32, 32)), None).shape
         (16,)
     """
 

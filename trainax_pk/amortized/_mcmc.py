@@ -81,10 +81,10 @@ def sample_posterior(
         ...     tx.amortized.DiagonalGaussian(3, 2, key=jax.random.key(0)),
         ...     prior=prior, shape=(3,),
         ... )
-        >>> chains = tx.amortized.sample_posterior(
-        ...     likelihood, prior, jnp.ones(3), 40, key=jax.random.key(1),
-        ...     num_chains=4, num_warmup=20, num_candidates=100,
+        >>> sample = lambda x: tx.amortized.sample_posterior(
+        ...     likelihood, prior, x, 40, key=jax.random.key(1), num_chains=4
         ... )
+        >>> chains = jax.eval_shape(sample, jnp.ones(3))  # sample(x) runs it
         >>> chains.samples.shape, chains.r_hat.shape
         ((40, 2), (2,))
     """
