@@ -1,10 +1,10 @@
 """Does a cache ten times larger than the memory of its process get made and trained on?
 
 A process of its own may hold 512 MiB, Python, JAX and compiled programs included. It
-simulates 5 GiB of 2D fields into a cache (zarr), then trains a convolution for one epoch of
-all windows in a full shuffle. Peaks are those of the kernel (VmHWM).
+simulates 5 GiB of 2D fields into a cache (zarr), then trains a convolution on windows out of
+all of them in a full shuffle. Peaks are those of the kernel (VmHWM).
 
-Run: python -m benchmarks.data_memory [--limit 512] [--factor 10]
+Run: python -m benchmarks.data_memory [--limit 512] [--factor 10] [--updates 1000]
 """
 
 import argparse
@@ -34,7 +34,7 @@ def peak():
     return 1024 * int(lines["VmHWM"].split()[0])
 
 
-def measure(folder, nbytes):
+def measure(folder, nbytes, num_updates):
     """In a process of its own: peaks and seconds after each stage."""
     stages = []
 
@@ -57,7 +57,6 @@ def measure(folder, nbytes):
     net = eqx.nn.Conv2d(
         1, 1, 3, padding="SAME", padding_mode="CIRCULAR", key=jax.random.key(0)
     )
-    num_updates = len(cached) * num_steps // BATCH_SIZE
     trainer = tx.trainer.SupervisedTrainer(
         cached, optimizer=optax.adam(1e-2), num_training_steps=num_updates,
         batch_size=BATCH_SIZE, progress=False,
@@ -65,7 +64,8 @@ def measure(folder, nbytes):
     began = time.perf_counter()
     _, history = trainer(net, key=jax.random.key(1))
     loss = history.loss
-    stage(f"trained, {num_updates} updates of {BATCH_SIZE}", began)
+    share = num_updates * BATCH_SIZE / len(trainer.windows)
+    stage(f"trained, {num_updates} updates, {share:.2f} epochs", began)
     return {
         "nbytes": cached.nbytes,
         "residency": trainer.windows.residency,
@@ -78,13 +78,15 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--limit", type=int, default=512, help="MiB of the process")
     parser.add_argument("--factor", type=float, default=10.0)
+    parser.add_argument("--updates", type=int, default=1000)
     parser.add_argument("--child", help="folder of the cache; prints JSON")
     options = parser.parse_args()
     nbytes = int(options.factor * options.limit * 2**20)
     if options.child:
-        print(json.dumps(measure(options.child, nbytes)))
+        print(json.dumps(measure(options.child, nbytes, options.updates)))
         return
     arguments = ["--limit", str(options.limit), "--factor", str(options.factor)]
+    arguments += ["--updates", str(options.updates)]
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [

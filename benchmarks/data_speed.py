@@ -4,13 +4,13 @@ Generation: `SimulationDataset[:]` against a jitted, vmapped function called on 
 the same width, with its results copied to one array, and against a loop over single
 samples. Storage: `CachedDataset` of an array in memory against zarr's own bulk write and
 read of the same array with the same codec, and against the bytes of the array in one file
-(`fsync` included; nobody else waits for the disk but the cache). Streaming: a trainer on
+(`fsync` included; of the others only the cache waits for the disk). Streaming: a trainer on
 a cache through a memory budget of a tenth of the data against the same trainer on the data
-in memory, whole runs of compiled programs. (The perceptron is the worst case there is: a window of
-24 bytes out of a piece of 64 KiB, an update of 50 µs.) On the fly: simulations made inside the training
-step against the same number simulated first and trained on then.
+in memory, whole runs of compiled programs; the perceptron is the worst case there is, an
+update of 50 µs on windows of 24 bytes out of pieces of 64 KiB. On the fly: simulations made
+inside the training step against the same number simulated first and trained on then.
 
-Run: python -m benchmarks.data_speed [--rounds 5]
+Run: python -m benchmarks.data_speed [--rounds 5] [--only PART]
 """
 
 import argparse
