@@ -1,7 +1,7 @@
 """Does a cache ten times larger than the memory of its process get made and trained on?
 
 A process of its own may hold 512 MiB, Python, JAX and compiled programs included. It
-simulates 5 GiB of 2D fields into a cache (zarr), then trains a convolution on windows out of
+simulates 5 GiB of 2D fields into a cache (zarr), then trains a convolution on windows of
 all of them in a full shuffle. Peaks are those of the kernel (VmHWM).
 
 Run: python -m benchmarks.data_memory [--limit 512] [--factor 10] [--updates 1000]
