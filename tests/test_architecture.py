@@ -22,7 +22,7 @@ LAYERS = [
     {"solver", "amortized"},
     {"configuration", "data"},
     {"step"},
-    {"engine"},
+    {"engine", "tracker"},
     {"checkpoint", "evaluation"},
     {"callback"},
     {"trainer"},
@@ -33,8 +33,9 @@ WITHIN = {("_rollout", "_stepper"), ("loss", "_fourier"), ("metrics", "_fourier"
           ("loss", "_tree"), ("metrics", "_tree"), ("sample_data", "_tree")}  # fmt: skip
 NAMESPACES = [
     "adjoint", "amortized", "callback", "checkpoint", "configuration", "data", "engine",
-    "evaluation", "loss", "metrics", "sample_data", "solver", "step", "trainer", "compat", "compat.callback",
-    "compat.configuration", "compat.loss", "compat.sample_data", "compat.trainer",
+    "evaluation", "loss", "metrics", "sample_data", "solver", "step", "tracker",
+    "trainer", "compat", "compat.callback", "compat.configuration", "compat.loss",
+    "compat.sample_data", "compat.trainer",
 ]  # fmt: skip
 
 
@@ -173,6 +174,7 @@ def test_no_import_inside_a_function():
         ("zarr", set()),
         ("google_crc32c", set()),
         ("orbax", set()),
+        ("tensorboardX", set()),
         ("pyarrow", set()),
         ("fsspec", set()),
         ("xarray", set()),

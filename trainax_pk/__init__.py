@@ -18,6 +18,7 @@ from trainax_pk import (
     sample_data,
     solver,
     step,
+    tracker,
     trainer,
 )
 from trainax_pk._batch import Batch1D, Batch2D
@@ -59,5 +60,6 @@ __all__ = [
     "sample_data",
     "solver",
     "step",
+    "tracker",
     "trainer",
 ]

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from trainax_pk._files import sync_folder
 from trainax_pk.checkpoint._arrays import is_key
 
+Line = tuple[int, dict[str, Any]]
 # Larger results of callbacks are in the history and the checkpoints alone.
 _LARGEST = 64
 
@@ -29,9 +31,22 @@ class MetricLog:
         every: Updates per line.
     """
 
-    def __init__(self, path: Path, every: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        every: int,
+        listener: Callable[[int, dict[str, Any]], None] | None = None,
+    ) -> None:
+        """Opens nothing yet.
+
+        Args:
+            path: The file.
+            every: Updates per line.
+            listener: Told every line that is written, `(step, values)`.
+        """
         self.path = path
         self.every = every
+        self._listener = listener
         self._pending: list[tuple[int, str, Any]] = []
         self._tail: dict[str, np.ndarray] = {}
         self._done = 0
@@ -69,8 +84,7 @@ class MetricLog:
         }
         for i in range(whole // self.every):
             step = start + (i + 1) * self.every
-            values = {k: _number(float(x[i])) for k, x in means.items()}
-            lines.append(json.dumps({"step": step, **values}))
+            lines.append((step, {k: _number(float(x[i])) for k, x in means.items()}))
         self._tail = {k: x[whole:] for k, x in series.items()}
         self._done = start + length
         self._append(lines)
@@ -85,20 +99,25 @@ class MetricLog:
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
-    def _take_records(self) -> list[str]:
+    def _take_records(self) -> list[Line]:
         pending, self._pending = self._pending, []
         lines = []
         for step, name, value in pending:
             values = _small_values(name, value)
             if values:
-                lines.append(json.dumps({"step": step, "callback": name, **values}))
+                lines.append((step, {"callback": name, **values}))
         return lines
 
-    def _append(self, lines: list[str]) -> None:
+    def _append(self, lines: list[Line]) -> None:
         if lines:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            text = [json.dumps({"step": step, **values}) for step, values in lines]
             with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n".join(lines) + "\n")
+                file.write("\n".join(text) + "\n")
+        if self._listener is not None:
+            for step, values in lines:
+                rest = {k: x for k, x in values.items() if k != "callback"}
+                self._listener(step, rest)
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

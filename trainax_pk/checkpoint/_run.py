@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from trainax_pk.checkpoint._run_base import AbstractRun, Point, Segment
 from trainax_pk.checkpoint._signals import Interrupts
 from trainax_pk.checkpoint._store import Checkpoint, CheckpointDamaged, Store
 from trainax_pk.checkpoint._writer import NotFinite, Writer
+from trainax_pk.tracker import AbstractTracker
+from trainax_pk.tracker._queue import Tracking
 
 # Part of its time that training may wait for saves by time.
 _SHARE = 0.01
@@ -49,6 +51,7 @@ class Run(AbstractRun):
         log_every: int,
         segment: Segment | None,
         allow_changes: Iterable[str],
+        trackers: Sequence[AbstractTracker] = (),
     ) -> None:
         self.folder = Path(folder).expanduser()
         self.blocked = 0.0
@@ -60,7 +63,9 @@ class Run(AbstractRun):
         self._allowed = tuple(allow_changes)
         self._schedule = Schedule(policy, num_steps, steps_per_epoch)
         self._store = Store(self.folder / "checkpoints")
-        self._log = MetricLog(self.folder / "metrics.jsonl", log_every)
+        self._tracking = Tracking(trackers)
+        path = self.folder / "metrics.jsonl"
+        self._log = MetricLog(path, log_every, self._tracking.log if trackers else None)
         self._interrupts = Interrupts(self._end_for_deaf)
         # One thread saves at a time: this one, or that which ends the process instead.
         self._ending = threading.Lock()
@@ -82,6 +87,8 @@ class Run(AbstractRun):
             )
             self._writer = Writer(self._store, self._schedule, self._log)
             stack.callback(self._writer.close)
+            self._tracking.open(self.folder)
+            stack.callback(self._tracking.close)
             stack.enter_context(self._interrupts)
             self._stack = stack.pop_all()
         self._began = self._saved_at = time.monotonic()

@@ -10,6 +10,7 @@ from trainax_pk.callback import AbstractCallback
 from trainax_pk.configuration import AbstractConfiguration
 from trainax_pk.data import Trajectories
 from trainax_pk.evaluation import EarlyStopping, Monitor
+from trainax_pk.tracker import AbstractTracker
 
 
 def window_steps(
@@ -84,3 +85,14 @@ def check_skips(max_skipped: int | None, nonfinite: str) -> int | None:
             "both, or neither."
         )
     return check_count("max_skipped", max_skipped, minimum=0)
+
+
+def check_trackers(trackers: Sequence[AbstractTracker]) -> tuple[AbstractTracker, ...]:
+    """Trackers, or a ValueError."""
+    for tracker in tuple(trackers):
+        if not isinstance(tracker, AbstractTracker):
+            raise ValueError(
+                f"Expected trackers, got {tracker!r}. Pass for example "
+                "tx.tracker.TensorBoard(), or a subclass of tx.tracker.AbstractTracker."
+            )
+    return tuple(trackers)

@@ -21,10 +21,12 @@ from trainax_pk.data import Samples, ShuffledOrder, Trajectories, as_items
 from trainax_pk.engine import Engine, make_feed
 from trainax_pk.evaluation import EarlyStopping, Monitor
 from trainax_pk.step import make_train_step
+from trainax_pk.tracker import AbstractTracker
 from trainax_pk.trainer._checks import (
     check_callbacks,
     check_monitors,
     check_skips,
+    check_trackers,
     window_steps,
 )
 from trainax_pk.trainer._history import History
@@ -72,6 +74,7 @@ class Trainer:
         mesh: jax.sharding.Mesh | None = None,
         checkpoints: Policy | None = None,
         log_every: int = 100,
+        trackers: Sequence[AbstractTracker] = (),
         early_stopping: EarlyStopping | str | None = None,
         monitors: Sequence[Monitor | str] = (),
         progress: bool = True,
@@ -106,6 +109,7 @@ class Trainer:
                 rest is replicated.
             checkpoints: When a run with a `run_dir` is saved, and what is kept.
             log_every: Updates per line of its metric log.
+            trackers: Where its metrics are shown, such as `tx.tracker.TensorBoard()`.
             early_stopping: When to end before `num_training_steps`, by what callbacks
                 report; a name stands for `EarlyStopping(name)`.
             monitors: What else models are compared by: `history.best` tells where each
@@ -142,6 +146,7 @@ class Trainer:
         self.early_stopping, self.monitors = check_monitors(
             early_stopping, monitors, self.callbacks
         )
+        self.trackers = check_trackers(trackers)
         self.checkpoints = Policy() if checkpoints is None else checkpoints
         options = {
             "accumulate": accumulate,
@@ -290,6 +295,7 @@ class Trainer:
             log_every=self.log_every,
             segment=segment,
             allow_changes=allow_changes,
+            trackers=self.trackers,
         )
 
     def _train(

@@ -1,0 +1,52 @@
+"""Event files that TensorBoard reads."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from trainax_pk.data._extras import load
+from trainax_pk.tracker._base import AbstractTracker
+
+
+class TensorBoard(AbstractTracker):
+    """Writes event files into a folder of the run, `tensorboard/` by default.
+
+    Needs the extra `tensorboard`, which brings tensorboardX; to look at them,
+    `tensorboard --logdir`.
+
+    Attributes:
+        name: Name of the folder in the run directory.
+
+    Example:
+        >>> from trainax_pk.tracker import TensorBoard
+        >>> TensorBoard("events").name
+        'events'
+    """
+
+    def __init__(self, name: str = "tensorboard") -> None:
+        self.name = name
+        self._writer: Any = None
+
+    def open(self, run_dir: Path) -> None:
+        """Begins a new event file beside those of earlier calls."""
+        library = load("tensorboardX", "tensorboard")
+        self._writer = library.SummaryWriter(str(run_dir / self.name))
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """Numbers as scalars: "rollout['nrmse']" becomes `rollout/nrmse/0` and so on."""
+        for name, value in values.items():
+            for place, number in _numbers(value):
+                tag = re.sub(r"\W+", "/", f"{name}{place}").strip("/")
+                self._writer.add_scalar(tag, number, step)
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._writer.close()
+
+
+def _numbers(value: Any) -> list[tuple[str, float]]:
+    """The numbers of a nested list, each with its place."""
+    if isinstance(value, list):
+        pairs = [(i, pair) for i, x in enumerate(value) for pair in _numbers(x)]
+        return [(f"[{i}]{place}", number) for i, (place, number) in pairs]
+    return [] if value is None else [("", float(value))]
