@@ -1,10 +1,11 @@
 """How many of many SIGKILLs does the generation of a cache survive bit by bit?
 
 A source of 60 rows in 15 parts is cached by children of one process, which are killed after
-a random time of at most 0.2 s, again and again; a killed cache is gone on with by the next
-child. Every finished cache, and one of two writers at once, is compared file by file with
-that of a generation that nobody disturbed. An open chunk has two parts: 8 rows. Then every
-byte of a finished cache is changed in turn, and the cache is opened and verified.
+a random time of at most that of a generation, again and again; a killed cache is gone on
+with by the next child. Every finished cache, and one of two writers at once, is compared
+file by file with that of a generation that nobody disturbed. An open chunk has two parts:
+8 rows. Then bytes of a finished cache are changed one at a time, and the cache is opened
+and verified.
 
 Run: python -m benchmarks.data_kills [--kills 50] [--seeds 1] [--every 1]
 """
