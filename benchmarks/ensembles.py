@@ -145,7 +145,7 @@ def measure(name: str, case: Case, *, rounds: int) -> tuple[list[Any], list[str]
     # A trainer for each way, as a user has it: nothing compiled by one helps another.
     one, serial, ensemble, mapped, forced = (problem.trainer() for _ in range(5))
     thin = problem.trainer(batch_size=1)
-    forced.engine.members = (True, "for comparison")
+    forced.engine.vmapped = True
     runs: dict[str, Callable[[], Any]] = {
         "one": lambda: problem.single(one, 0),
         "thin": lambda: problem.single(thin, 0),
@@ -248,7 +248,7 @@ def difference_in_double(case: Case) -> float:
     jax.config.update("jax_enable_x64", True)
     problem = Problem(case._replace(num_updates=min(case.num_updates, 100)))
     trainer = problem.trainer()
-    trainer.engine.members = (True, "for comparison")
+    trainer.engine.vmapped = True
     found = difference(problem.ensemble(trainer), problem.serial(problem.trainer()))
     jax.config.update("jax_enable_x64", False)
     return found

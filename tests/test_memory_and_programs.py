@@ -181,7 +181,7 @@ def test_members_are_those_alone_in_either_form(name, way, vmapped):
     keys = jax.random.split(jax.random.key(5), 3)
     models = eqx.filter_vmap(make)(keys)
     trainer = _ensemble_trainer(data, program="scan")
-    trainer.engine.members = (vmapped, "chosen by the test")
+    trainer.engine.vmapped = vmapped
     trained, history = _train_all(trainer, models, keys, way)
     assert history.loss.shape == (3, 80)
     for i in range(3):
@@ -213,7 +213,7 @@ def test_members_keep_the_precision_of_the_caller():
         keys = jax.random.split(jax.random.key(5), 3)
         models = eqx.filter_vmap(make)(keys)
         trainer = _ensemble_trainer(data)
-        trainer.engine.members = (False, "chosen by the test")
+        trainer.engine.vmapped = False
         trained, history = _train_all(trainer, models, keys, "argument")
         alone, single = trainer(_member(models, 2), key=keys[2])
     assert history.loss.dtype == jnp.float32

@@ -107,7 +107,7 @@ def test_members_of_an_ensemble_are_those_alone(way, program):
 def test_members_in_one_program_are_those_alone():
     # The rewrite for a CPU sees all members at once: no grouped convolution is left.
     trainer, alone = TRAINERS["supervised"](), TRAINERS["supervised"]()
-    trainer.engine.members = (True, "for the test")
+    trainer.engine.vmapped = True
     keys = jax.random.split(jax.random.key(5), 3)
     models = eqx.filter_vmap(conv)(keys)
     together, history = trainer(models, key=keys, ensemble=True)
@@ -115,6 +115,89 @@ def test_members_in_one_program_are_those_alone():
     assert not alone.engine.members[0]
     np.testing.assert_allclose(history.loss, expected.loss, rtol=1e-9)
     np.testing.assert_allclose(together.weight, apart.weight, rtol=1e-9)
+
+
+def _mapped(what, x):
+    """A trainer that has something of a `vmap` around it inside."""
+    rate, weights, stepper = 1e-2, None, lambda u: 0.5 * u
+    if what == "learning rate":
+        rate = x
+    elif what == "weights":
+        weights = jnp.stack([x, 1.0 - x])
+    else:
+        stepper = lambda u: x * u  # noqa: E731
+    return tx.trainer.DivertedChainTrainer(
+        DATA,
+        ref_stepper=stepper,
+        num_rollout_steps=2,
+        num_branch_steps=2 if what == "stepper" else 1,
+        time_level_weights=weights,
+        optimizer=optax.chain(optax.clip(1.0), optax.sgd(rate)),
+        num_training_steps=7,
+        batch_size=4,
+        progress=False,
+    )
+
+
+@pytest.mark.parametrize("what", ["learning rate", "weights", "stepper"])
+def test_what_a_trainer_is_made_of_may_be_mapped_over(what):
+    def train(x):
+        trained, history = _mapped(what, x)(conv(), key=jax.random.key(0))
+        return trained.weight, history.loss
+
+    values = jnp.array([0.1, 0.3, 0.6])
+    weights, losses = jax.vmap(train)(values)
+    assert not np.allclose(weights[0], weights[1])
+    for i, x in enumerate(values):
+        weight, loss = train(x)
+        np.testing.assert_allclose(weights[i], weight, rtol=1e-9)
+        np.testing.assert_allclose(losses[i], loss, rtol=1e-9)
+
+
+def test_a_failure_inside_jit_freezes_the_state():
+    options = OPTIONS | {"optimizer": optax.sgd(1e60)}
+    trainer, key = tx.trainer.SupervisedTrainer(DATA, **options), jax.random.key(0)
+    with pytest.raises(FloatingPointError):
+        trainer(conv(), key=key)
+    model, history = eqx.filter_jit(lambda m: trainer(m, key=key))(conv())
+    failed = int(history.state.num_skipped)
+    assert 0 < failed < 12 and int(history.state.step) == 12
+    expected, losses = by_hand(trainer, conv(), key)
+    np.testing.assert_allclose(model.weight, expected.weight, rtol=1e-9)
+    assert bool(jnp.all(jnp.isfinite(model.weight)))
+    np.testing.assert_allclose(history.loss, losses, rtol=1e-9)
+
+
+def test_a_trainer_may_be_made_and_called_inside_jit():
+    def train(model):
+        return TRAINERS["supervised"]()(model, key=jax.random.key(0))[0].weight
+
+    expected = train(conv())
+    np.testing.assert_allclose(eqx.filter_jit(train)(conv()), expected, rtol=1e-9)
+
+
+def test_a_single_run_after_an_ensemble_is_described_as_one():
+    trainer = TRAINERS["supervised"]()
+    keys = jax.random.split(jax.random.key(5), 3)
+    _, history = trainer(eqx.filter_vmap(conv)(keys), key=keys, ensemble=True)
+    assert "members" in history.program
+    _, history = trainer(conv(), key=keys[0])
+    assert "members" not in history.program
+
+
+def test_members_may_lie_on_other_devices_at_another_call():
+    trainer = TRAINERS["supervised"](program="scan")
+    trainer.engine.vmapped = False
+    keys = jax.random.split(jax.random.key(5), 4)
+    models = eqx.filter_vmap(conv)(keys)
+    expected, _ = trainer(models, key=keys, ensemble=True)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("members",))
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("members"))
+    spread = jax.tree.map(
+        lambda x: jax.device_put(x, place) if eqx.is_array(x) else x, models
+    )
+    found, _ = trainer(spread, key=keys, ensemble=True)
+    np.testing.assert_allclose(found.weight, expected.weight, rtol=1e-9)
 
 
 def test_an_ensemble_inside_jit_is_traced():

@@ -189,7 +189,9 @@ def _check_finite(leaves: list[tuple[str, Any]]) -> None:
 
 def _is_finite(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array):
-        return _is_finite_on_device(leaf)
+        # Data that are there can be looked at while something around is traced.
+        with jax.ensure_compile_time_eval():
+            return _is_finite_on_device(leaf)
     rows = max(1, _CHUNK * leaf.shape[0] // leaf.size)
     return all(
         np.isfinite(leaf[i : i + rows]).all() for i in range(0, leaf.shape[0], rows)

@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 from trainax_pk.engine._choice import Choice, choose
 from trainax_pk.engine._feed import AbstractFeed
 from trainax_pk.engine._inspect import inspect_work
+from trainax_pk.engine._lift import lift
 from trainax_pk.engine._members import (
     TINY,
     check_members,
@@ -44,7 +45,8 @@ class Engine:
 
     Attributes:
         choice: The family, or None before the first chunk.
-        members: How an ensemble runs and why, or None.
+        members: Whether an ensemble's members run vmapped, and why; None for one model.
+        vmapped: Whether members are to run vmapped; None to leave it to the engine.
 
     Raises:
         ValueError: A `program` that is not known.
@@ -77,7 +79,21 @@ class Engine:
         num_updates: int,
         program: str = "auto",
         raises: bool = False,
+        guarded: Step | None = None,
+        lifts: bool = False,
     ) -> None:
+        """Compiles nothing.
+
+        Args:
+            step: `(state, batch) -> (state, info)`.
+            feed: Where batches come from.
+            num_updates: Number of updates that lie ahead.
+            program: "loop", "scan", or "auto".
+            raises: Whether training ends when a member is not finite.
+            guarded: What runs in place of `step` where nobody can look at the records
+                before the next chunk: inside `jax.jit`.
+            lifts: Whether the step holds arrays of a transformation around the run.
+        """
         if program not in ("auto", "loop", "scan"):
             raise ValueError(
                 f"Expected `program` to be 'auto', 'loop' or 'scan', got {program!r}. "
@@ -87,11 +103,19 @@ class Engine:
         self._num_updates = num_updates
         self._program = program
         self._raises = raises
-        rewrite = make_rewrite(jax.default_backend(), num_updates)
-        self._programs = Programs(step, feed, rewrite)
+        self._rewrite = make_rewrite(jax.default_backend(), num_updates)
+        self._steps = (step, guarded or step)
+        self._lifts = lifts
+        self._programs = Programs(step, feed, self._rewrite)
+        self._in_jit = self._programs
+        if guarded is not None:
+            self._in_jit = Programs(guarded, feed, self._rewrite)
         self._choices: dict[Any, Choice] = {}
+        self._decisions: dict[Any, tuple[bool, str]] = {}
+        self._lifted: dict[Any, Any] = {}
         self.choice: Choice | None = None
         self.members: tuple[bool, str] | None = None
+        self.vmapped: bool | None = None
 
     @property
     def num_traces(self) -> int:
@@ -124,7 +148,10 @@ class Engine:
         Returns:
             The new state, and records of loss and gradient norm, each `(count,)`.
         """
+        if self._lifts:
+            self._lift(state, order, start)
         arrays = self._feed.load(order, start, count, size)
+        self.members = None
         if _is_traced((state, arrays)):
             state, records = self._run_traced(state, arrays, start, count, size)
             return state, jax.tree.map(lambda x: x[:count], records)
@@ -138,7 +165,18 @@ class Engine:
 
     def batch(self, order: Any, start: int) -> PyTree[Array]:
         """Batch of update `start`."""
-        return self._programs.batch(self._feed.load(order, start, 1, 1), start, 0)
+        batch = self._programs.batch(self._feed.load(order, start, 1, 1), start, 0)
+        return batch[1] if self._lifted else batch
+
+    def _lift(self, state: TrainState, order: Any, start: int) -> None:
+        """Programs that take what the step has captured as operands."""
+        kind = (jax.tree.structure(state), _shapes(state))
+        if kind not in self._lifted:
+            feed = self._feed.feed if self._lifted else self._feed
+            lifted = [lift(s, feed, state, order, start) for s in self._steps]
+            programs = [Programs(s, f, self._rewrite) for s, f in lifted]
+            self._lifted[kind] = (lifted[0][1], *programs)
+        self._feed, self._programs, self._in_jit = self._lifted[kind]
 
     def _run_chunks(
         self, state: TrainState, arrays: PyTree, start: int, count: int, size: int
@@ -190,7 +228,7 @@ class Engine:
         # program on them; under jit (or without vmap) the scan is traced as it is.
         @jax.custom_batching.custom_vmap
         def chunk(state: TrainState, arrays: PyTree) -> Any:
-            return self._programs.scan(state, arrays, start, count, size)
+            return self._in_jit.scan(state, arrays, start, count, size)
 
         @chunk.def_vmap
         def _(axis_size: int, batched: Any, state: Any, arrays: Any) -> Any:
@@ -219,7 +257,11 @@ class Engine:
             groups = num_groups(axis_size)
 
         def together(state: TrainState, arrays: PyTree, count: int) -> Any:
-            if groups == 1 or _is_traced((state, arrays)):
+            if _is_traced((state, arrays)):
+                return self._in_jit.members(
+                    family, axes, state, arrays, start, count, size
+                )
+            if groups == 1:
                 return programs.members(family, axes, state, arrays, start, count, size)
             parts = zip(
                 split_groups(state, _all(state), groups),
@@ -249,8 +291,15 @@ class Engine:
         def run(state: TrainState, arrays: PyTree) -> Any:
             if _is_traced((state, arrays)):
                 return together(state, arrays, count)
-            if self.members is None:
-                self.members = self._decide(together, apart, state, arrays, axes, size)
+            kind = (jax.tree.structure((state, axes)), _shapes(state), size)
+            if self.vmapped is not None:
+                self.members = (self.vmapped, "fixed by the user")
+            elif kind not in self._decisions:
+                self._decisions[kind] = self._decide(
+                    together, apart, state, arrays, axes, size
+                )
+            if self.vmapped is None:
+                self.members = self._decisions[kind]
             form = together if self.members[0] else apart
             return form(state, arrays, count)
 

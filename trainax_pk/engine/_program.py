@@ -71,7 +71,7 @@ class Programs:
         With `axes` (of `arrays`, as `jax.vmap` takes them) for members side by side.
         """
         leaves = jax.tree.leaves((state, arrays))
-        shapes = tuple((x.shape, x.dtype) for x in leaves)
+        shapes = tuple((x.shape, x.dtype, x.sharding) for x in leaves)
         kind = (jax.tree.structure((state, arrays)), shapes, size, _hashable(axes))
         if kind not in self._executables:
             zero = np.int32(0)

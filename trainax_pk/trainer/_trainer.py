@@ -17,8 +17,10 @@ from trainax_pk.checkpoint._identity import describe
 from trainax_pk.checkpoint._run import Run
 from trainax_pk.checkpoint._run_base import AbstractRun, NoRun
 from trainax_pk.configuration import AbstractConfiguration
+from trainax_pk.configuration._base import window_steps
 from trainax_pk.data import Samples, ShuffledOrder, Trajectories, as_items
 from trainax_pk.engine import Engine, make_feed
+from trainax_pk.engine._lift import holds_tracers
 from trainax_pk.evaluation import EarlyStopping, Monitor
 from trainax_pk.step import make_train_step
 from trainax_pk.tracker import AbstractTracker
@@ -27,7 +29,6 @@ from trainax_pk.trainer._checks import (
     check_monitors,
     check_skips,
     check_trackers,
-    window_steps,
 )
 from trainax_pk.trainer._history import History
 from trainax_pk.trainer._loop import Loop, longest_gap
@@ -182,7 +183,7 @@ class Trainer:
         self._data_fields: dict[str, str] | None = None
         items = as_items(
             data,
-            lambda trajectories: window_steps(configuration, trajectories),
+            lambda trajectories: window_steps(configuration, trajectories.time),
             stride=window_stride,
             only_initial=configuration.num_times == 1,
             residency=residency,
@@ -198,6 +199,8 @@ class Trainer:
             num_updates=num_training_steps,
             program=program,
             raises=self.raises,
+            guarded=self.step_fn,
+            lifts=holds_tracers(configuration, optimizer),
         )
 
     def __call__(
@@ -230,7 +233,9 @@ class Trainer:
 
         Raises:
             FloatingPointError: A loss or gradient was not finite; the message names the
-                update, its windows and the leaves.
+                update, its windows and the leaves. Inside `jax.jit` nothing can be
+                raised: there all updates from the first such one on are left out, and
+                `history.state.num_skipped` counts them.
             ValueError: A model without trainable leaves, or that changes the state's
                 shape or dtype; `run_dir` for an ensemble; RunChanged where `run_dir`
                 holds a run of something else.
@@ -321,4 +326,5 @@ class Trainer:
             num_updates=num_updates,
             program=family,
             raises=self.raises,
+            guarded=self.step_fn,
         )
