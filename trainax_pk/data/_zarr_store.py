@@ -116,19 +116,27 @@ class ZarrStore(AbstractStore):
         stored = stored.reshape(len(rows), leaf.length, *leaf.shape[1:])
         little = leaf.stored_dtype.newbyteorder("<")
 
+        shape = size, entries, *map(_at_least_one, leaf.shape[1:])
+
         def encode(number: int) -> bytes:
             row, entry = divmod(number, along)
             block = stored[
                 row * size : (row + 1) * size, entry * entries : (entry + 1) * entries
             ]
-            whole = np.zeros(
-                (size, entries, *map(_at_least_one, leaf.shape[1:])), little
-            )
-            whole[tuple(map(slice, block.shape))] = block
-            body = whole.tobytes() if self._codec is None else self._codec.encode(whole)
+            if block.shape != shape:
+                whole = np.zeros(shape, leaf.stored_dtype)
+                whole[tuple(map(slice, block.shape))] = block
+                block = whole
+            block = np.ascontiguousarray(block, little)
+            body = block.tobytes() if self._codec is None else self._codec.encode(block)
             return body + struct.pack("<I", self._crc32c(body))
 
-        pieces = list(pool.map(encode, range(across * along)))
+        count = across * along
+        # Some pieces to a task: handing one over costs as much as encoding a piece.
+        step = max(1, min(32, count // 16))
+        shares = [range(i, min(i + step, count)) for i in range(0, count, step)]
+        found = pool.map(lambda share: [encode(number) for number in share], shares)
+        pieces = [piece for share in found for piece in share]
         lengths = np.array([len(piece) for piece in pieces], "<u8")
         index = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1).astype("<u8")
         raw = index.tobytes()
