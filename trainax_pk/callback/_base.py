@@ -64,7 +64,11 @@ class AbstractCallback(eqx.Module):
 
     @abc.abstractmethod
     def __call__(self, context: Context) -> PyTree[Any]:
-        """What is recorded: a PyTree of arrays, of the same shapes every time."""
+        """What is recorded: a PyTree of numbers and arrays.
+
+        Structure, shapes and dtypes are the same every time; training ends with a
+        ValueError at the first result that differs.
+        """
 
 
 def check_callback(every: Any, name: Any) -> None:

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from trainax_pk._rollout import rollout
-from trainax_pk._tree import check_flag
+from trainax_pk._tree import check_count, check_flag
 from trainax_pk.callback._base import AbstractCallback, Context, check_callback
 from trainax_pk.configuration import AbstractConfiguration
+from trainax_pk.configuration._base import check_configuration, window_steps
 from trainax_pk.data import (
     Samples,
     Trajectories,
@@ -31,7 +32,7 @@ class Loss(AbstractCallback):
         name: Key in `history.records`.
 
     Raises:
-        ValueError: `every` below 1, an empty name.
+        ValueError: `every` below 1, an empty name, no configuration.
 
     Example:
         >>> import trainax_pk as tx
@@ -45,6 +46,7 @@ class Loss(AbstractCallback):
 
     def __check_init__(self) -> None:
         check_callback(self.every, self.name)
+        check_configuration(self.configuration)
 
     def __call__(self, context: Context) -> Float[Array, ""]:
         """The loss."""
@@ -66,8 +68,8 @@ class Validation(AbstractCallback):
         name: Key in `history.records`.
 
     Raises:
-        ValueError: A count below 1, trajectories shorter than the configuration needs,
-            NaN in the data.
+        ValueError: A count below 1, no configuration, trajectories shorter than it
+            needs, NaN in the data.
 
     Example:
         >>> import jax.numpy as jnp
@@ -96,8 +98,14 @@ class Validation(AbstractCallback):
         name: str = "validation",
     ) -> None:
         check_callback(every, name)
+        check_configuration(configuration)
+        check_count("batch_size", batch_size)
         self.configuration = configuration
-        self.windows = as_items(data, lambda _: configuration.num_times - 1)
+        self.windows = as_items(
+            data,
+            lambda trajectories: window_steps(configuration, trajectories.time),
+            only_initial=configuration.num_times == 1,
+        )
         if self.windows.residency == "disk":
             raise ValueError(
                 "Expected held-out data that fit into memory, got a dataset beyond its "
@@ -125,7 +133,7 @@ class RolloutMetrics(AbstractCallback):
         name: Key in `history.records`; its value is a dict by metric.
 
     Raises:
-        ValueError: `every` below 1, no metrics, NaN in the data.
+        ValueError: `every` below 1, no metrics by name, NaN in the data.
 
     Example:
         >>> import jax.numpy as jnp
@@ -156,6 +164,11 @@ class RolloutMetrics(AbstractCallback):
             raise ValueError(
                 "Expected at least one metric, got none. Pass a dict such as "
                 "{'nrmse': tx.metrics.nrmse_per_lead_time}."
+            )
+        if not isinstance(metrics, Mapping) or not all(map(callable, metrics.values())):
+            raise ValueError(
+                f"Expected `metrics` to be functions by name, got {metrics!r}. Pass a "
+                "dict such as {'nrmse': tx.metrics.nrmse_per_lead_time}."
             )
         self.trajectories = as_trajectories(data)
         self.metrics = dict(metrics)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PyTree
 from trainax_pk._tree import global_norm_squared
 from trainax_pk.callback._base import AbstractCallback, Context, check_callback
 from trainax_pk.configuration import AbstractConfiguration
+from trainax_pk.configuration._base import check_configuration
 from trainax_pk.step import TrainState, stream_key
 
 
@@ -49,7 +50,7 @@ class GradNorm(AbstractCallback):
         name: Key in `history.records`.
 
     Raises:
-        ValueError: `every` below 1, an empty name.
+        ValueError: `every` below 1, an empty name, no configuration.
 
     Example:
         >>> import trainax_pk as tx
@@ -64,6 +65,7 @@ class GradNorm(AbstractCallback):
 
     def __check_init__(self) -> None:
         check_callback(self.every, self.name)
+        check_configuration(self.configuration)
 
     def __call__(self, context: Context) -> Float[Array, ""]:
         """‖∂L/∂θ‖₂."""

@@ -44,8 +44,9 @@ class Function(AbstractCallback):
     """A plain function as a callback.
 
     Attributes:
-        function: `(step, model, batch) -> PyTree of arrays`; `step` is a Python int.
-            It is not jitted.
+        function: `(step, model, batch) -> PyTree of numbers and arrays`, the same
+            structure, shapes and dtypes every time; `step` is a Python int. It is not
+            jitted.
         every: Number of updates between records.
         name: Key in `history.records`.
 

@@ -169,6 +169,12 @@ class Run(AbstractRun):
             self._note(kind, done, **why, blocked_seconds=blocked)
         return over and not finished
 
+    def save(self, point: Point) -> None:
+        """Saves now, due or not: what follows ends the run."""
+        with self._timed(), self._ending:
+            self._save(point)
+            self._finish()
+
     def load(self, step: int) -> Checkpoint | None:
         """The checkpoint of a step, verified."""
         try:

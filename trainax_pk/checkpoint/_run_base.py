@@ -101,6 +101,10 @@ class AbstractRun(abc.ABC):
         """
 
     @abc.abstractmethod
+    def save(self, point: Point) -> None:
+        """Saves now, due or not: what follows ends the run."""
+
+    @abc.abstractmethod
     def load(self, step: int) -> Checkpoint | None:
         """A checkpoint of this run, or None where there is no valid one."""
 
@@ -148,6 +152,10 @@ class NoRun(AbstractRun):
         """Goes on."""
         del point, reason
         return False
+
+    def save(self, point: Point) -> None:
+        """Nothing is saved."""
+        del point
 
     def load(self, step: int) -> None:
         """Nothing was saved."""

@@ -4,6 +4,7 @@ import abc
 from typing import Any
 
 import equinox as eqx
+import jax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from trainax_pk._types import Window
@@ -70,3 +71,25 @@ def check_configuration(configuration: Any) -> None:
             f"Expected `configuration` to be a configuration, got {configuration!r}. "
             "Pass an instance of a tx.configuration class."
         )
+
+
+def window_steps(configuration: AbstractConfiguration, time: PyTree[Any]) -> int:
+    """Steps of a window: those with targets, and all of them where there is forcing.
+
+    Args:
+        configuration: What reads the window.
+        time: Forcing of the data, or None.
+    """
+    steps = configuration.num_times - 1
+    if not jax.tree.leaves(time):
+        return steps
+    return max(steps, _rollout_steps(configuration))
+
+
+def _rollout_steps(configuration: Any) -> int:
+    own = getattr(configuration, "num_rollout_steps", 0)
+    members = getattr(configuration, "configurations", ())
+    wrapped = getattr(configuration, "configuration", None)
+    pushed = getattr(configuration, "num_steps", 0)
+    inner = [_rollout_steps(c) for c in (*members, wrapped) if c is not None]
+    return max([own, *(pushed + steps for steps in inner)])

@@ -1,35 +1,11 @@
 """What a trainer asks of its arguments before any compute."""
 
 from collections.abc import Sequence
-from typing import Any
-
-import jax
 
 from trainax_pk._tree import check_count
 from trainax_pk.callback import AbstractCallback
-from trainax_pk.configuration import AbstractConfiguration
-from trainax_pk.data import Trajectories
 from trainax_pk.evaluation import EarlyStopping, Monitor
 from trainax_pk.tracker import AbstractTracker
-
-
-def window_steps(
-    configuration: AbstractConfiguration, trajectories: Trajectories
-) -> int:
-    """Steps of a window: those with targets, and all of them where there is forcing."""
-    steps = configuration.num_times - 1
-    if not jax.tree.leaves(trajectories.time):
-        return steps
-    return max(steps, _rollout_steps(configuration))
-
-
-def _rollout_steps(configuration: Any) -> int:
-    own = getattr(configuration, "num_rollout_steps", 0)
-    members = getattr(configuration, "configurations", ())
-    wrapped = getattr(configuration, "configuration", None)
-    pushed = getattr(configuration, "num_steps", 0)
-    inner = [_rollout_steps(c) for c in (*members, wrapped) if c is not None]
-    return max([own, *(pushed + steps for steps in inner)])
 
 
 def check_callbacks(

@@ -1,5 +1,6 @@
 """What a training run reports."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from trainax_pk.checkpoint._arrays import restore_leaf, to_host
 from trainax_pk.step import TrainState
+from trainax_pk.trainer._results import as_result, check_like
 
 
 class Record(eqx.Module):
@@ -77,10 +79,19 @@ class HistoryBuilder:
         """Losses and gradient norms of a chunk."""
         self._chunks.append(records)
 
-    def add_record(self, name: str, step: int, value: PyTree[Any]) -> None:
-        """Result of a callback."""
-        self._values.setdefault(name, []).append(value)
+    def add_record(self, name: str, step: int, value: PyTree[Any]) -> PyTree[Any]:
+        """Takes the result of a callback, and returns it as it is kept.
+
+        Raises:
+            ValueError: A result that does not fit the first.
+        """
+        value = as_result(name, value)
+        held = self._values.setdefault(name, [])
+        if held:
+            check_like(name, step, value, held[0])
+        held.append(value)
         self._steps.setdefault(name, []).append(step)
+        return value
 
     def so_far(
         self, done: int
@@ -137,12 +148,15 @@ class HistoryBuilder:
         series = jax.tree.map(lambda *x: jnp.concatenate(x), *self._chunks)
         records = {
             name: _with_stored(
-                Record(tuple(self._steps[name]), _stack(values)), self._stored.get(name)
+                name,
+                Record(tuple(self._steps[name]), _stack(values)),
+                self._stored.get(name),
             )
             for name, values in self._values.items()
         }
         for name, value in forms.items():
-            one = _with_stored(Record((-1,), _stack([value])), self._stored[name])
+            one = Record((-1,), _stack([as_result(name, value)]))
+            one = _with_stored(name, one, self._stored[name])
             values = jax.tree.map(
                 lambda x: x[:-1] if eqx.is_array(x) else x, one.values
             )
@@ -155,7 +169,7 @@ def _gather(steps: tuple[int, ...], values: list[PyTree[Any]]) -> StoredRecord:
     """Results stacked leaf by leaf on the host."""
     columns = zip(*(jax.tree.leaves(v) for v in values), strict=True)
     leaves = [
-        np.stack([to_host(x)[0] for x in column]) if _is_stackable(column[0]) else None
+        np.stack([to_host(x)[0] for x in column]) if eqx.is_array(column[0]) else None
         for column in columns
     ]
     paths = [jax.tree_util.keystr(p) for p, _ in tree_leaves_with_path(values[0])]
@@ -172,12 +186,18 @@ def _joined(old: StoredRecord | None, new: StoredRecord) -> StoredRecord:
     return StoredRecord(old.steps + new.steps, tuple(leaves), new.paths)
 
 
-def _with_stored(record: Record, stored: StoredRecord | None) -> Record:
+def _with_stored(name: str, record: Record, stored: StoredRecord | None) -> Record:
     if stored is None:
         return record
     leaves, treedef = jax.tree.flatten(record.values)
-    hosts = [to_host(x)[0] if _is_stackable(x) else None for x in leaves]
+    hosts = [to_host(x)[0] if eqx.is_array(x) else None for x in leaves]
     if not _fits(stored, hosts):
+        warnings.warn(
+            f"The callback {name!r} returns another form than before this run was "
+            f"resumed; its results of the steps {list(stored.steps)} are left out.",
+            RuntimeWarning,
+            stacklevel=5,
+        )
         return record
     joined = [
         x if old is None else jnp.concatenate([restore_leaf(old, x).astype(x.dtype), x])
@@ -192,14 +212,8 @@ def _fits(stored: StoredRecord, leaves: Sequence[np.ndarray | None]) -> bool:
     return shapes == [None if x is None else x.shape[1:] for x in leaves]
 
 
-def _is_stackable(x: Any) -> bool:
-    return isinstance(x, int | float | np.generic | np.ndarray | jax.Array)
-
-
 def _stack(values: list[PyTree[Any]]) -> PyTree[Any]:
     def stack(*leaves: Any) -> Any:
-        if all(isinstance(x, int | float | np.generic | np.ndarray) for x in leaves):
-            return jnp.asarray(np.stack(leaves))
         return jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0]
 
     return jax.tree.map(stack, *values)

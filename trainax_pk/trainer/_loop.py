@@ -170,11 +170,18 @@ class Loop:
         for callback in self.trainer.callbacks:
             self.run.poll()
             if self.done == self.total or self.done % callback.every == 0:
-                value = callback(context)
-                self._history.add_record(callback.name, self.done, value)
+                value = self._kept(callback.name, callback(context))
                 self.run.note_record(self.done, callback.name, value)
                 results[callback.name] = value
         self._watch.see(self.done, results, self.state)
+
+    def _kept(self, name: str, value: PyTree[Any]) -> PyTree[Any]:
+        try:
+            return self._history.add_record(name, self.done, value)
+        except ValueError:
+            # The callback is at fault, and costs no update.
+            self.run.save(self._point())
+            raise
 
     def _check(self, before: TrainState, records: PyTree[Array]) -> None:
         """The one host round trip of a chunk."""
