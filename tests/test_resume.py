@@ -122,7 +122,6 @@ def sha(history):
 # name -> (model, options of the trainer)
 RUNS = {
     "plain": (linear, {}),
-    "loop": (linear, {"program": "loop"}),
     "dropout": (dropped, {}),
     "layers with state": (normed, {}),
     "average, accumulation, schedule": (
@@ -134,9 +133,10 @@ RUNS = {
             "optimizer": optax.adam(optax.cosine_decay_schedule(1e-2, 50)),
         },
     ),
-    "on the host, skipping": (
+    "loop from the host, skipping": (
         linear,
         {
+            "program": "loop",
             "residency": "host",
             "nonfinite": "skip",
             "optimizer": optax.sgd(1e-2, momentum=0.9),
@@ -509,11 +509,11 @@ def test_killed_again_and_again(tmp_path):
     """A short form of benchmarks/run_kills.py, which holds the matrix."""
     driver = Path(__file__).with_name("_run_driver.py")
     done = subprocess.run(
-        [sys.executable, str(driver), str(tmp_path), "6", "1", "dropout, average"],
+        [sys.executable, str(driver), str(tmp_path), "4", "1", "dropout, average"],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)["dropout, average"]
-    assert report["kills"] >= 6 and report["same"] and report["once"], report
+    assert report["kills"] >= 4 and report["same"] and report["once"], report
