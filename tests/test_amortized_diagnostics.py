@@ -165,6 +165,12 @@ def test_c2st_of_two_normals_is_the_best_accuracy():
     assert abs(shifted - 0.6915) < 0.02
 
 
+def test_c2st_without_a_key_is_scikit_learns():
+    x, y = np.random.default_rng(0).normal(size=(2, 4000, 2))
+    # cross_val_score of MLPClassifier(random_state=1) of scikit-learn 1.9.1, folds alike.
+    assert abs(A.c2st(x + [[0.5, 0.0]], y) - 0.58725) < 0.01
+
+
 def test_agreement_passes_and_says_what_is_wrong():
     x, y = np.random.default_rng(1).normal(size=(2, 3000, 2))
     report = A.assert_posterior_agreement(x, y, key=KEY, max_epochs=20)
