@@ -185,6 +185,7 @@ def test_threads_share_the_callers_precision(cached):
 
 
 def test_a_group_reads_each_piece_once(cached, monkeypatch):
+    cached.generate()
     # Its own store: threads of other tests may still read ahead from theirs.
     order, _, disk = feeds(CachedDataset(cached.source, cached.cache_dir))
     own = disk.windows._cached.open()
@@ -198,8 +199,11 @@ def test_a_group_reads_each_piece_once(cached, monkeypatch):
     monkeypatch.setattr(type(own), "read_piece", counted)
     indices = np.asarray(order.indices(0, 40)).reshape(-1)
     disk.windows.gather_host(indices)
-    # 240 windows of four times; every piece is touched: 3 of a, 12 of q, 23 x 4 of u.
-    assert len(reads) == len(set(reads)) == 3 + 12 + 23 * 4
+    rows, times = indices // 10, indices[:, None] % 10 + np.arange(4)
+    pieces = {("a", r // 8, 0) for r in rows} | {("q", r // 2, 0) for r in rows}
+    pieces |= {("u", r, t // 4) for r, ts in zip(rows, times, strict=True) for t in ts}
+    assert len(reads) == len(pieces)
+    assert {(name[-1], row, entry) for name, row, entry in reads} == pieces
 
 
 def test_pieces_that_were_used_last_are_kept(cached):

@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from trainax_pk._files import AbstractFiles, find_damage, read_sealed, seal
 from trainax_pk._tree import check_count, check_flag
+from trainax_pk.data._cache_check import check_format, check_source
 from trainax_pk.data._cache_files import open_files
 from trainax_pk.data._cache_generate import (
     check_ours,
@@ -31,18 +32,13 @@ from trainax_pk.data._cache_manifest import (
 )
 from trainax_pk.data._cache_store import AbstractStore
 from trainax_pk.data._parquet_store import ParquetStore
-from trainax_pk.data._simulation_plan import as_rows, is_endless
+from trainax_pk.data._simulation_plan import as_rows
 from trainax_pk.data._tfrecord_store import TFRecordStore
 from trainax_pk.data._trajectories import Trajectories
 from trainax_pk.data._zarr_store import ZarrStore
 
 Format = Literal["zarr", "parquet", "tfrecord"]
 _STORES = {"zarr": ZarrStore, "parquet": ParquetStore, "tfrecord": TFRecordStore}
-_CODECS: dict[str, tuple[str | None, ...]] = {
-    "zarr": ("lz4", "zstd", None),
-    "parquet": ("lz4", "zstd", "snappy", None),
-    "tfrecord": (None,),
-}
 
 
 class CachedDataset:
@@ -119,28 +115,8 @@ class CachedDataset:
             ValueError: An unknown format or codec, a bad number, a source that is
                 endless or lacks one of the methods.
         """
-        for name in ("__len__", "__getitem__", "content_hash", "with_split"):
-            if not callable(getattr(source, name, None)):
-                raise ValueError(
-                    f"Expected a dataset as source, got {type(source).__name__} without "
-                    f"`{name}`. Pass a SimulationDataset, or a class that has it."
-                )
-        if is_endless(source):
-            raise ValueError(
-                "Expected a finite dataset to store, got one with on_the_fly=True. "
-                "Pass num_samples instead."
-            )
-        if format not in _STORES:
-            raise ValueError(
-                f"Expected `format` to be one of {', '.join(_STORES)}, got {format!r}."
-            )
-        if compression == "auto":
-            compression = _CODECS[format][0]
-        if compression not in _CODECS[format]:
-            raise ValueError(
-                f"Expected `compression` of {format} to be one of {_CODECS[format]}, got "
-                f"{compression!r}."
-            )
+        check_source(source)
+        compression = check_format(format, compression)
         if chunk_size is not None:
             check_count("chunk_size", chunk_size, minimum=2)
         if memory_budget is not None:
