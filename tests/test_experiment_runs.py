@@ -1,0 +1,231 @@
+"""From file to artifact and back: training, reproduction, operators, the command line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+
+import trainax_pk as tx
+from trainax_pk import experiment
+from trainax_pk.__main__ import main
+
+TEXT = """\
+precision: float64
+data: {kind: advection_1d, num_points: 12, num_samples: 10, temporal_horizon: 6}
+model: {kind: conv, hidden_channels: 2, depth: 1}
+configuration: {kind: supervised, num_rollout_steps: 2}
+optimizer: {kind: adam, learning_rate: {kind: cosine, peak: 1e-2}}
+training: {num_epochs: 3, batch_size: 8, ema_decay: 0.9}
+callbacks: [{kind: validation, every: 5}, {kind: rollout, every: 6}]
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run = experiment.read_run(TEXT)
+    return folder, run, *experiment.train(run, folder)
+
+
+@pytest.fixture(autouse=True)
+def _keep_precision():
+    yield
+    jax.config.update("jax_enable_x64", True)
+
+
+def test_a_run_is_the_trainer_it_describes(trained):
+    _, run, model, history, artifact = trained
+    split = run.data.build()
+    first, key = jax.random.split(jax.random.key(0))
+    rollout = {"nrmse": tx.metrics.nrmse_per_lead_time}
+    configuration = tx.configuration.Supervised(2)
+    trainer = tx.trainer.Trainer(
+        split.train, configuration, num_training_steps=12, batch_size=8, ema_decay=0.9,
+        optimizer=experiment.kinds_of("optimizer")["adam"](
+            learning_rate=run.optimizer.learning_rate
+        ).build(experiment.build(run).run.training.clock(32)),
+        callbacks=[
+            tx.callback.Validation(configuration, split.validation, every=5),
+            tx.callback.RolloutMetrics(split.validation, rollout, every=6),
+        ],
+        progress=False,
+    )  # fmt: skip
+    same, expected = trainer(run.model.build((1, 12), first), key=key)
+    np.testing.assert_allclose(history.loss, expected.loss, rtol=1e-10)
+    assert history.loss.shape == (12,)
+    for ours, theirs in zip(jax.tree.leaves(model), jax.tree.leaves(same), strict=True):
+        if isinstance(ours, jax.Array):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        history.records["validation"].values, expected.records["validation"].values,
+        rtol=1e-9,
+    )  # fmt: skip
+    assert artifact["num_updates"] == 12 and artifact["results"]["last_loss"] > 0
+
+
+def test_a_finished_run_is_returned_and_its_artifact_the_same(trained):
+    folder, run, model, _, artifact = trained
+    _, _, again = experiment.train(run, folder)
+    assert again == artifact
+    with pytest.raises(
+        tx.checkpoint.RunChanged, match="learning_rate|schedule|peak|opt"
+    ):
+        changed = experiment.read_run(TEXT, ["optimizer.learning_rate=3e-3"])
+        experiment.train(changed, folder)
+
+
+def test_an_artifact_is_a_page_of_plain_yaml(trained):
+    folder, run, _, _, artifact = trained
+    text = (folder / experiment.ARTIFACT).read_text()
+    assert yaml.safe_load(text) == artifact == experiment.read_artifact(folder)
+    assert experiment.Run.model_validate_json(json.dumps(artifact["run"])) == run
+
+
+def test_reproduction_is_identical_or_says_what_differs(trained):
+    folder, *_, artifact = trained
+    same = experiment.reproduce(folder)
+    assert same.is_identical and not same.differences
+    changed = experiment.read_run(
+        yaml.safe_dump(artifact["run"]), ["data.cfl=0.7", "optimizer.b1=0.8"]
+    )
+    found = experiment.reproduce(folder, changed)
+    assert not found.is_identical
+    assert found.differences["dataset.cfl"] == (0.75, 0.7)
+    assert found.differences["pipeline.optimizer.b1"] == (0.9, 0.8)
+    assert {"dataset", "weights", "losses"} < set(found.differences)
+
+
+def test_an_operator_in_a_fresh_process(trained):
+    folder, _, model, *_ = trained
+    u = jnp.sin(jnp.arange(12.0))[None]
+    script = f"""
+import jax
+jax.config.update("jax_enable_x64", True)
+import jax.numpy as jnp
+from trainax_pk import experiment
+operator = experiment.load_operator({str(folder)!r})
+print(operator(jnp.sin(jnp.arange(12.0))[None]).tolist())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    np.testing.assert_allclose(json.loads(done.stdout), model(u), rtol=1e-12)
+
+
+def test_an_operator_stands_where_a_stepper_may(trained):
+    folder, _, model, *_ = trained
+    operator = experiment.load_operator(folder)
+    u = jnp.sin(jnp.arange(12.0))[None]
+    found = tx.rollout(operator, u, 3)
+    np.testing.assert_allclose(found, tx.rollout(model, u, 3), rtol=1e-12)
+    stated = operator.state
+    assert stated["module"].startswith("trainax_pk") and stated["class"] == "Operator"
+    assert json.loads(json.dumps(stated["config"])) == operator.get_config()
+
+
+def test_other_weights_are_noticed(trained, tmp_path):
+    folder, *_ = trained
+    for name in (experiment.ARTIFACT, "weights.safetensors"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    weights = tmp_path / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    with pytest.raises(experiment.ArtifactDamaged, match="SHA-256"):
+        experiment.load_operator(tmp_path)
+    weights.unlink()
+    with pytest.raises(experiment.ArtifactDamaged, match="found no such file"):
+        experiment.load_operator(tmp_path)
+    page = tmp_path / experiment.ARTIFACT
+    page.write_text(page.read_text().replace("schema: 1", "schema: 99"))
+    with pytest.raises(experiment.RunFileError, match="artifact of schema 1, got 99"):
+        experiment.load_operator(tmp_path)
+
+
+def test_the_command_line(trained, tmp_path, capsys, monkeypatch):
+    folder, _, _, _, artifact = trained
+    monkeypatch.chdir(tmp_path)
+    file = Path("run.yaml")
+    file.write_text(TEXT)
+    assert main(["validate", "run.yaml"]) == 0
+    assert main(["show", "run.yaml", "seed=3"]) == 0
+    shown = capsys.readouterr().out.partition("\n")[2]
+    assert experiment.read_run(shown).seed == 3
+    assert main(["run", "run.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert "12 updates" in out and "test_nrmse_one_step" in out
+    own = experiment.read_artifact(tmp_path / "runs" / "run")
+    assert own["weights"]["sha256"] == artifact["weights"]["sha256"]
+    assert main(["reproduce", str(folder), "optimizer.b1=0.7"]) == 1
+    assert "pipeline.optimizer.b1: recorded 0.9, now 0.7" in capsys.readouterr().out
+    assert main(["run", "run.yaml", "--run-dir", str(folder), "seed=1"]) == 2
+    assert "got changes" in capsys.readouterr().err
+    assert main(["run", "run.yaml", "training.batch_size=999"]) == 2
+    assert "batch_size" in capsys.readouterr().err
+    assert main(["validate", "run.yaml", "--module", "no_such_module"]) == 2
+    assert main(["validate", "nowhere.yaml"]) == 2
+    capsys.readouterr()
+    assert main(["schema"]) == 0
+    assert "$defs" in json.loads(capsys.readouterr().out)
+
+
+def test_precision_is_asked_for():
+    narrow = experiment.read_run(TEXT, ["precision=float32"])
+    with pytest.raises(ValueError, match="64-bit mode to fit precision float32"):
+        experiment.build(narrow)
+
+
+@pytest.mark.parametrize(
+    "name", [p.stem for p in (Path(__file__).parent.parent / "examples").glob("*.yaml")]
+)
+def test_examples_train_at_a_small_size(name, tmp_path):
+    path = Path(__file__).parent.parent / "examples" / f"{name}.yaml"
+    size = [
+        "data.num_samples=10",
+        "data.temporal_horizon=13",
+        "model.hidden_channels=2",
+    ]
+    length = ["training.num_steps=4", "training.num_epochs=null", "callbacks=[]"]
+    run = experiment.read_run(path, [*size, *length, "precision=float64"])
+    _, history, _ = experiment.train(run, tmp_path)
+    assert history.loss.shape == (4,) and bool(jnp.all(jnp.isfinite(history.loss)))
+
+
+def test_modules_of_the_user_register_kinds(tmp_path):
+    (tmp_path / "my_models.py").write_text(
+        """
+from typing import Literal
+import equinox as eqx
+from trainax_pk.experiment import AbstractSpec, register
+
+@register("model")
+class Stencil(AbstractSpec):
+    kind: Literal["stencil"] = "stencil"
+    taps: int = 3
+
+    def build(self, shape, key):
+        return eqx.nn.Conv1d(1, 1, self.taps, padding="SAME", key=key)
+"""
+    )
+    (tmp_path / "run.yaml").write_text(
+        TEXT.replace(
+            "kind: conv, hidden_channels: 2, depth: 1", "kind: stencil, taps: 5"
+        )
+    )
+    command = [sys.executable, "-m", "trainax_pk", "show", "run.yaml"]
+    root = str(Path(__file__).parent.parent)
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{tmp_path}"}
+    options = {"cwd": tmp_path, "capture_output": True, "text": True, "check": False}
+    without = subprocess.run(command, env=environment, **options)
+    assert without.returncode == 2 and "run.yaml:3: model.kind" in without.stderr
+    with_it = subprocess.run(
+        [*command, "--module", "my_models"], env=environment, **options
+    )
+    assert with_it.returncode == 0 and "taps: 5" in with_it.stdout

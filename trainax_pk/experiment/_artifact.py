@@ -1,0 +1,375 @@
+"""What a run leaves behind: weights, and a page that says where they are from."""
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+import yaml
+from jaxtyping import PyTree
+
+import trainax_pk.metrics as metrics
+from trainax_pk._files import LocalFiles
+from trainax_pk._rollout import rollout
+from trainax_pk.experiment._run import Built, Run, build
+from trainax_pk.experiment._weights import (
+    ArtifactDamaged,
+    hash_weights,
+    load_weights,
+    name_arrays,
+    save_weights,
+)
+from trainax_pk.experiment._yaml import RunFileError, read_file
+
+SCHEMA = 1
+ARTIFACT = "training-artifact.yaml"
+WEIGHTS = "weights.safetensors"
+_LIBRARIES = ("trainax_pk", "jax", "jaxlib", "equinox", "optax", "numpy")
+
+
+def train(
+    run: Run | Built, run_dir: str | Path, *, progress: bool = False
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Trains in a folder and leaves an artifact there.
+
+    A run that was cut off goes on; a finished one is returned at once.
+
+    Args:
+        run: The description, or what `build` made of it.
+        run_dir: Holds `checkpoints/`, `metrics.jsonl`, `weights.safetensors` and
+            `training-artifact.yaml` afterwards.
+        progress: Show a bar.
+
+    Returns:
+        The model, the history, and the artifact as data.
+
+    Raises:
+        ValueError: As `build`.
+        RunChanged: The folder holds another run.
+
+    Example:
+        >>> import tempfile
+        >>> from trainax_pk import experiment
+        >>> run = experiment.read_run('''
+        ... data: {kind: lorenz_63, num_samples: 10, temporal_horizon: 20}
+        ... model: {kind: mlp, width: 8, depth: 1}
+        ... configuration: supervised
+        ... optimizer: {kind: adam, learning_rate: 1e-3}
+        ... training: {num_steps: 10, batch_size: 8}
+        ... ''')
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model, history, artifact = experiment.train(run, folder)
+        ...     same = experiment.reproduce(folder)
+        >>> same.is_identical, artifact["backend"]
+        (True, 'cpu')
+    """
+    folder = Path(run_dir).expanduser().absolute()
+    began = time.perf_counter()
+    built = run if isinstance(run, Built) else build(run, progress=progress)
+    model, history = built.train(folder)
+    seconds = time.perf_counter() - began
+    kept = read_artifact(folder) if (folder / ARTIFACT).is_file() else None
+    if kept and kept["run"] == built.run.to_data():
+        # The run had ended before: the page says when, and how long it took.
+        if kept["weights"]["sha256"] == hash_weights(model):
+            return model, history, kept
+    save_weights(model, folder / WEIGHTS)
+    artifact = _describe(built, model, history, seconds)
+    text = yaml.safe_dump(artifact, sort_keys=False, allow_unicode=True, width=88)
+    LocalFiles(folder).write(ARTIFACT, text.encode())
+    return model, history, artifact
+
+
+class Reproduction(eqx.Module):
+    """How a repeated run compares with its artifact.
+
+    Attributes:
+        differences: By part ("dataset", "pipeline.<field>", "weights", "losses",
+            "versions.<name>", "backend", "hardware", "program"), `(recorded, now)`.
+        is_identical: Whether weights and losses are the same to the last bit.
+    """
+
+    differences: dict[str, tuple[Any, Any]] = eqx.field(static=True)
+    is_identical: bool = eqx.field(static=True)
+
+
+def reproduce(source: str | Path, run: Run | None = None) -> Reproduction:
+    """Trains again what an artifact describes, elsewhere, and compares.
+
+    Args:
+        source: An artifact, or the folder that holds it.
+        run: What to train instead, such as the same with one field changed.
+
+    Returns:
+        What differs. Weights are the same to the last bit on the same kind of machine
+        with the same versions; elsewhere the differences say why not.
+
+    Raises:
+        RunFileError: No artifact, or one of another schema.
+
+    Example:
+        >>> import tempfile
+        >>> from trainax_pk import experiment
+        >>> run = experiment.read_run('''
+        ... data: {kind: lorenz_63, num_samples: 10, temporal_horizon: 20}
+        ... model: {kind: mlp, width: 8, depth: 1}
+        ... configuration: supervised
+        ... optimizer: {kind: adam, learning_rate: 1e-3}
+        ... training: {num_steps: 3, batch_size: 8}
+        ... ''')
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = experiment.train(run, folder)
+        ...     found = experiment.reproduce(folder, run.model_copy(update={"seed": 1}))
+        >>> found.differences["pipeline.seed"]
+        (0, 1)
+    """
+    recorded = read_artifact(source)
+    run = Run.model_validate_json(json.dumps(recorded["run"])) if run is None else run
+    if run.training.program == "auto":
+        # What was measured there may be measured otherwise here.
+        family = {"program": recorded["program"]}
+        training = run.training.model_copy(update=family)
+        run = run.model_copy(update={"training": training})
+    with tempfile.TemporaryDirectory() as folder:
+        _, _, now = train(run, folder)
+    differences = dict(_differences(recorded, now))
+    return Reproduction(
+        differences, not any(k in ("weights", "losses") for k in differences)
+    )
+
+
+def read_artifact(source: str | Path) -> dict[str, Any]:
+    """An artifact as data.
+
+    Args:
+        source: The file, or the folder that holds it.
+
+    Returns:
+        Its fields.
+
+    Raises:
+        RunFileError: No artifact, or one of another schema.
+
+    Example:
+        >>> from trainax_pk import experiment
+        >>> try:
+        ...     experiment.read_artifact("nowhere")
+        ... except experiment.RunFileError as error:
+        ...     print(error)
+        nowhere:1: expected a file, found none. Check the path.
+    """
+    path = Path(source)
+    path = path / ARTIFACT if path.is_dir() else path
+    document = read_file(path)
+    found = document.value
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        schema = found.get("schema") if isinstance(found, dict) else None
+        raise RunFileError(
+            [
+                document.problem(
+                    ("schema",),
+                    f"expected an artifact of schema {SCHEMA}, got {schema!r}. Read it "
+                    "with the version of trainax_pk that wrote it.",
+                )
+            ]
+        )
+    return found
+
+
+class Operator(eqx.Module):
+    """A trained model as an operator: it steps, and says what it is.
+
+    `operator(u)` is the next state; it stands wherever a stepper may, such as
+    `tx.rollout` or `tx.data.StepperModel`.
+
+    Attributes:
+        model: The network with its trained weights.
+        config: The artifact's run, JSON values alone.
+
+    Example:
+        >>> from trainax_pk.experiment import Operator
+        >>> double = Operator(lambda u: 2 * u, {"seed": 0})
+        >>> double(3.0), double.get_config()
+        (6.0, {'seed': 0})
+    """
+
+    model: Any
+    config: dict[str, Any] = eqx.field(static=True)
+
+    def __call__(self, u: PyTree[jax.Array]) -> PyTree[jax.Array]:
+        """The next state."""
+        return self.model(u)
+
+    def get_config(self) -> dict[str, Any]:
+        """What it was trained with."""
+        return self.config
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Where to find its class, and its configuration."""
+        cls = type(self)
+        return {"module": cls.__module__, "class": cls.__name__, "config": self.config}
+
+
+def load_operator(source: str | Path) -> Operator:
+    """A trained model from its artifact alone; no pickle is involved.
+
+    Args:
+        source: An artifact, or the folder that holds it.
+
+    Returns:
+        The operator.
+
+    Raises:
+        RunFileError: No artifact.
+        ArtifactDamaged: Weights that are not the recorded ones.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> from trainax_pk import experiment
+        >>> run = experiment.read_run('''
+        ... data: {kind: lorenz_63, num_samples: 10, temporal_horizon: 20}
+        ... model: {kind: mlp, width: 8, depth: 1}
+        ... configuration: supervised
+        ... optimizer: {kind: adam, learning_rate: 1e-3}
+        ... training: {num_steps: 10, batch_size: 8}
+        ... ''')
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model, _, _ = experiment.train(run, folder)
+        ...     operator = experiment.load_operator(folder)
+        >>> u = jnp.ones(3)
+        >>> bool((operator(u) == model(u)).all()), operator.state["class"]
+        (True, 'Operator')
+    """
+    path = Path(source)
+    folder = path if path.is_dir() else path.parent
+    artifact = read_artifact(source)
+    run = Run.model_validate_json(json.dumps(artifact["run"]))
+    like = run.model.build(run.data.state_shape(), jax.random.key(0))
+    file = folder / artifact["weights"]["file"]
+    if not file.is_file():
+        raise ArtifactDamaged(
+            f"Expected weights in {file}, found no such file. Keep it beside the artifact."
+        )
+    model = load_weights(like, file)
+    if (found := hash_weights(model)) != artifact["weights"]["sha256"]:
+        raise ArtifactDamaged(
+            f"Expected weights of SHA-256 {artifact['weights']['sha256']}, got {found}. "
+            "Get the file that belongs to the artifact, or train again."
+        )
+    return Operator(model, artifact["run"])
+
+
+def _describe(built: Built, model: Any, history: Any, seconds: float) -> dict[str, Any]:
+    run = built.run.to_data()
+    dataset = hash_weights(built.split.train)
+    pipeline = {k: v for k, v in run.items() if k != "data"}
+    canonical = json.dumps(pipeline, sort_keys=True)
+    pipeline_hash = hashlib.sha256(canonical.encode()).hexdigest()
+    run_id = hashlib.sha256(f"{pipeline_hash} {dataset}".encode()).hexdigest()[:16]
+    weights = [x for _, x in name_arrays(model)]
+    return {
+        "schema": SCHEMA,
+        "run_id": run_id,
+        "run": run,
+        "pipeline_sha256": pipeline_hash,
+        "dataset_sha256": dataset,
+        "weights": {
+            "file": WEIGHTS,
+            "sha256": hash_weights(model),
+            "num_parameters": int(sum(x.size for x in weights)),
+        },
+        "losses_sha256": hashlib.sha256(np.asarray(history.loss).tobytes()).hexdigest(),
+        "num_updates": int(history.state.step),
+        "results": _results(built, model, history),
+        # The two families differ in the last bits; which one ran, not why.
+        "program": history.program.partition(":")[0],
+        "versions": _versions(),
+        "backend": jax.default_backend(),
+        "hardware": f"{jax.devices()[0].device_kind}, {platform.machine()}, "
+        f"{os.cpu_count()} cores",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "duration_seconds": round(seconds, 3),
+        "git": _git(),
+    }
+
+
+def _results(built: Built, model: Any, history: Any) -> dict[str, float]:
+    found = {"last_loss": float(history.loss[-1])}
+    test = built.split.test.state
+    if test.shape[0] and test.shape[1] > 1:
+        steps = test.shape[1] - 1
+        predicted = jax.vmap(lambda u: rollout(model, u, steps))(test[:, 0])
+        nrmse = metrics.nrmse_per_lead_time(predicted, test[:, 1:])
+        found["test_nrmse_one_step"] = float(nrmse[0])
+        found["test_nrmse_geometric_mean"] = float(
+            metrics.geometric_mean(nrmse, horizon=min(100, steps))
+        )
+    return found
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {
+        name: metadata.version(name) for name in _LIBRARIES
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the working folder, None outside of a repository."""
+
+    def ask(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
+        )
+        return done.stdout.strip()
+
+    try:
+        changed = ask("status", "--porcelain", "--untracked-files=no")
+        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(changed)}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Any:
+    if old["dataset_sha256"] != new["dataset_sha256"]:
+        yield "dataset", (old["dataset_sha256"], new["dataset_sha256"])
+    flat = [dict(_flat(x["run"], "")) for x in (old, new)]
+    for name in sorted(flat[0].keys() | flat[1].keys()):
+        a, b = (f.get(name) for f in flat)
+        if a != b and name != "training.program":
+            part = "dataset" if name.startswith("data.") else "pipeline"
+            yield f"{part}.{name.removeprefix('data.')}", (a, b)
+    for name in new["versions"]:
+        a, b = (x["versions"].get(name) for x in (old, new))
+        if a != b:
+            yield f"versions.{name}", (a, b)
+    for name in ("backend", "hardware", "program"):
+        if old[name] != new[name]:
+            yield name, (old[name], new[name])
+    if old["losses_sha256"] != new["losses_sha256"]:
+        yield "losses", (old["losses_sha256"], new["losses_sha256"])
+    if old["weights"]["sha256"] != new["weights"]["sha256"]:
+        yield "weights", (old["weights"]["sha256"], new["weights"]["sha256"])
+
+
+def _flat(value: Any, place: str) -> Any:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _flat(inner, f"{place}.{name}" if place else name)
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _flat(inner, f"{place}.{i}")
+    else:
+        yield place, value

@@ -1,0 +1,364 @@
+"""A whole run as one typed object, and how it is read and trained."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pydantic
+from pydantic import Field
+
+import trainax_pk.checkpoint as checkpoint
+import trainax_pk.data as data
+import trainax_pk.evaluation as evaluation
+import trainax_pk.trainer as trainer
+from trainax_pk.experiment._data import Count, NonZero
+from trainax_pk.experiment._schedule import Clock, Positive
+from trainax_pk.experiment._spec import (
+    FAMILY,
+    AbstractSpec,
+    Family,
+    families,
+    problems,
+    unknown_fields,
+)
+from trainax_pk.experiment._yaml import (
+    Document,
+    RunFileError,
+    read_file,
+    read_text,
+)
+
+_PATHS = ("path",)
+
+
+class Training(pydantic.BaseModel):
+    """How long, in which portions, and how updates are made.
+
+    Attributes:
+        num_steps: Updates; or give `num_epochs`.
+        num_epochs: Epochs; or give `num_steps`.
+        batch_size: Windows of an update.
+        accumulate: Parts that a batch is computed in.
+        compute_dtype: Lower precision of forward and backward pass.
+        ema_decay: Of the moving average of the weights.
+        nonfinite: "raise", "skip" or "ignore".
+        program: "auto", "loop" or "scan".
+        window_stride: Distance between the first times of windows.
+        save_seconds: Time between checkpoints.
+        log_every: Updates per line of the metric log.
+    """
+
+    model_config = AbstractSpec.model_config
+
+    num_steps: Count | None = None
+    num_epochs: Positive | None = None
+    batch_size: Count
+    accumulate: Count = 1
+    compute_dtype: Literal["bfloat16", "float16"] | None = None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    nonfinite: Literal["raise", "skip", "ignore"] = "raise"
+    program: Literal["auto", "loop", "scan"] = "auto"
+    window_stride: Count = 1
+    save_seconds: Positive = 60.0
+    log_every: Count = 100
+
+    @pydantic.model_validator(mode="after")
+    def _one_length(self) -> "Training":
+        if (self.num_steps is None) == (self.num_epochs is None):
+            raise ValueError(
+                "expected either num_steps or num_epochs. Give one of them."
+            )
+        return self
+
+    def clock(self, num_windows: int) -> Clock:
+        """How long the run is."""
+        per_epoch = num_windows / self.batch_size
+        steps = self.num_steps
+        if steps is None:
+            steps = max(1, round(self.num_epochs * per_epoch))
+        return Clock(steps, per_epoch)
+
+
+class EarlyStopping(pydantic.BaseModel):
+    """`tx.evaluation.EarlyStopping`, by what a callback reports."""
+
+    model_config = AbstractSpec.model_config
+
+    monitor: str = "validation"
+    patience: Count = 3
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    mode: Literal["min", "max"] = "min"
+
+    def build(self) -> evaluation.EarlyStopping:
+        """The rule."""
+        monitor = evaluation.Monitor(self.monitor, self.mode, self.min_delta)
+        return evaluation.EarlyStopping(monitor, self.patience)
+
+
+class Run(pydantic.BaseModel):
+    """A training run: everything that determines its numbers.
+
+    Attributes:
+        seed: Of initial weights, order of the data, and noise.
+        precision: "float64" needs JAX's 64-bit mode, which the command line turns on.
+        data: Trajectories, or a system that they are simulated with.
+        model: The network.
+        configuration: The compute graph of the loss.
+        optimizer: The optimizer.
+        training: Length, batches, and how updates are made.
+        callbacks: What looks at training on the way.
+        early_stopping: When to end before; None for never.
+
+    Example:
+        >>> from trainax_pk import experiment
+        >>> run = experiment.read_run('''
+        ... data: {kind: advection_1d, num_samples: 10}
+        ... model: {kind: mlp, width: 16}
+        ... configuration: {kind: supervised, num_rollout_steps: 2}
+        ... optimizer: {kind: adam, learning_rate: 1e-3}
+        ... training: {num_steps: 20, batch_size: 16}
+        ... ''')
+        >>> run.optimizer.learning_rate
+        0.001
+        >>> model, history = experiment.build(run).train()
+        >>> history.loss.shape
+        (20,)
+    """
+
+    model_config = AbstractSpec.model_config
+
+    seed: NonZero = 0
+    precision: Literal["float32", "float64"] = "float32"
+    data: Annotated[AbstractSpec, Family("data")]
+    model: Annotated[AbstractSpec, Family("model")]
+    configuration: Annotated[AbstractSpec, Family("configuration")]
+    optimizer: Annotated[AbstractSpec, Family("optimizer")]
+    training: Training
+    callbacks: tuple[Annotated[AbstractSpec, Family("callback")], ...] = ()
+    early_stopping: EarlyStopping | None = None
+
+    def to_data(self) -> dict[str, Any]:
+        """As a run file would have it, every field written out."""
+        return self.model_dump(mode="json")
+
+
+class Built(NamedTuple):
+    """The objects that a run describes.
+
+    Attributes:
+        run: The description.
+        split: Trajectories.
+        model: With its first weights.
+        trainer: What trains it.
+        key: Key of the training.
+    """
+
+    run: Run
+    split: data.Split
+    model: Any
+    trainer: trainer.Trainer
+    key: jax.Array
+
+    def train(self, run_dir: Path | str | None = None) -> tuple[Any, Any]:
+        """Trains; in a folder, it goes on where it was.
+
+        Args:
+            run_dir: As for `Trainer`.
+
+        Returns:
+            The model and the history.
+        """
+        return self.trainer(self.model, key=self.key, run_dir=run_dir)
+
+
+def read_run(
+    source: str | Path, overrides: Sequence[str] = (), *, name: str = ""
+) -> Run:
+    """A run from a YAML file, or from YAML as text.
+
+    A file is data: it names registered kinds and nothing else. Relative paths in it
+    count from its folder.
+
+    Args:
+        source: A `Path`, or a text of YAML.
+        overrides: Fields to replace, `"optimizer.learning_rate=1e-4"`.
+        name: What messages call a text.
+
+    Returns:
+        The run.
+
+    Raises:
+        RunFileError: Every problem with file, line, field and remedy; nothing has been
+            computed.
+
+    Example:
+        >>> from trainax_pk import experiment
+        >>> try:
+        ...     experiment.read_run("model: {kind: mlp, widht: 3}")
+        ... except experiment.RunFileError as error:
+        ...     print(error.problems[1].split(". ")[0])
+        text:1: model.widht: unknown field
+    """
+    if isinstance(source, Path):
+        document, folder = read_file(source), source.parent
+    else:
+        document, folder = read_text(source, name or "text"), Path()
+    for override in overrides:
+        document = _override(document, override)
+    if not isinstance(document.value, dict):
+        raise RunFileError([document.problem((), "expected fields, got none of them.")])
+    value = _resolve(document.value, folder)
+    try:
+        return Run.model_validate_json(json.dumps(value))
+    except pydantic.ValidationError as error:
+        found = unknown_fields(list(problems(error)), value, Run)
+        lines = [document.problem(place, text) for place, text in found]
+        raise RunFileError(lines) from None
+
+
+def build(run: Run, *, progress: bool = False) -> Built:
+    """Makes data, model and trainer of a run.
+
+    Args:
+        run: The description.
+        progress: Show a bar.
+
+    Returns:
+        The objects.
+
+    Raises:
+        ValueError: Parts that do not fit each other; float64 without JAX's 64-bit mode.
+
+    Example:
+        >>> from trainax_pk import experiment
+        >>> built = experiment.build(experiment.read_run('''
+        ... data: {kind: lorenz_63, num_samples: 10, temporal_horizon: 20}
+        ... model: {kind: mlp, width: 8, depth: 1}
+        ... configuration: supervised
+        ... optimizer: {kind: adam, learning_rate: 1e-3}
+        ... training: {num_epochs: 2, batch_size: 19}
+        ... '''))
+        >>> built.trainer.num_training_steps
+        16
+    """
+    wide = jax.config.jax_enable_x64
+    if wide != (run.precision == "float64"):
+        state = "on" if wide else "off"
+        raise ValueError(
+            f"Expected JAX's 64-bit mode to fit precision {run.precision}, it is {state}. "
+            "Set jax.config.update('jax_enable_x64', ...) first, or change `precision`."
+        )
+    model_key, key = jax.random.split(jax.random.key(run.seed))
+    model = run.model.build(run.data.state_shape(), model_key)
+    split, stepper = run.data.build(), run.data.stepper()
+    # The configuration's own length decides how many windows there are.
+    draft = run.configuration.build(stepper, Clock(1, 1.0))
+    windows = data.Windows(
+        split.train, draft.num_times - 1, stride=run.training.window_stride
+    )
+    clock = run.training.clock(len(windows))
+    configuration = run.configuration.build(stepper, clock)
+    training = run.training
+    made = trainer.Trainer(
+        split.train,
+        configuration,
+        optimizer=run.optimizer.build(clock),
+        num_training_steps=clock.total,
+        batch_size=training.batch_size,
+        callbacks=[c.build(configuration, split) for c in run.callbacks],
+        accumulate=training.accumulate,
+        compute_dtype=training.compute_dtype and jnp.dtype(training.compute_dtype),
+        ema_decay=training.ema_decay,
+        nonfinite=training.nonfinite,
+        window_stride=training.window_stride,
+        program=training.program,
+        checkpoints=checkpoint.Policy(every_seconds=training.save_seconds),
+        log_every=training.log_every,
+        early_stopping=run.early_stopping and run.early_stopping.build(),
+        progress=progress,
+    )
+    return Built(run, split, model, made, key)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of run files, for editors.
+
+    Returns:
+        A schema of draft 2020-12 with every registered kind.
+
+    Example:
+        >>> from trainax_pk import experiment
+        >>> schema = experiment.json_schema()
+        >>> "adam" in str(schema["$defs"]["optimizer"]), "Training" in schema["$defs"]
+        (True, True)
+    """
+    schema = _referring(Run.model_json_schema())
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    definitions = schema.setdefault("$defs", {})
+    for family, kinds in families().items():
+        names = []
+        for kind, cls in kinds.items():
+            one = _referring(cls.model_json_schema())
+            definitions |= one.pop("$defs", {})
+            one["required"] = sorted({*one.get("required", []), "kind"})
+            definitions[f"{family}.{kind}"] = one
+            names.append({"$ref": f"#/$defs/{family}.{kind}"})
+        definitions[family] = {"oneOf": names}
+    return schema
+
+
+def _referring(schema: Any) -> Any:
+    """Places where a family's kinds may stand refer to its definition."""
+    if isinstance(schema, list):
+        return [_referring(x) for x in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if isinstance(schema.get(FAMILY), str):
+        return {"$ref": f"#/$defs/{schema[FAMILY]}"}
+    return {k: _referring(v) for k, v in schema.items()}
+
+
+def _resolve(value: Any, folder: Path) -> Any:
+    """Paths of files that are named relative to the run file."""
+    if isinstance(value, Mapping):
+        return {
+            k: str(folder / v)
+            if k in _PATHS and isinstance(v, str)
+            else _resolve(v, folder)
+            for k, v in value.items()
+        }
+    if isinstance(value, list):
+        return [_resolve(v, folder) for v in value]
+    return value
+
+
+def _override(document: Document, text: str) -> Document:
+    field, equals, value = text.partition("=")
+    if not equals or not field:
+        raise RunFileError([f"{text}: expected field=value, such as seed=1."])
+    parsed = read_text(value or "null", f"{field}=").value
+    place = tuple(int(p) if p.isdigit() else p for p in field.split("."))
+    try:
+        value = _replaced(document.value, place, parsed)
+    except (KeyError, IndexError, TypeError):
+        raise RunFileError(
+            [f"{text}: expected a field of {document.name}, found none of this name."]
+        ) from None
+    return document._replace(value=value)
+
+
+def _replaced(value: Any, place: tuple[str | int, ...], new: Any) -> Any:
+    if not place:
+        return new
+    first, rest = place[0], place[1:]
+    if isinstance(value, list):
+        out = list(value)
+        out[first] = _replaced(out[first], rest, new)
+        return out
+    if not isinstance(value, dict):
+        raise TypeError
+    inner = value.get(first) if not rest else value[first]
+    return {**value, first: _replaced(inner, rest, new)}
