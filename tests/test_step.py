@@ -929,6 +929,9 @@ def test_a_batch_that_lies_on_devices_needs_no_axis():
 # Bad input.
 
 ADAM = optax.adam(1e-3)
+WORST = C.Supervised(
+    1, time_level_loss=tx.loss.BatchLoss(lambda p, t: jnp.max(jnp.abs(p - t)))
+)
 
 
 @pytest.mark.parametrize(
@@ -957,6 +960,13 @@ def test_bad_options_are_refused_when_built(options, message):
         tx.make_train_step(TWO, ADAM, **options)
 
 
+def test_a_loss_of_the_whole_batch_is_taken_whole():
+    step = tx.make_train_step(WORST, ADAM)
+    state = tx.TrainState.create(NET, ADAM, key=KEY)
+    expected = jnp.max(jnp.abs(jax.vmap(NET)(WINDOWS[:, 0]) - WINDOWS[:, 1]))
+    np.testing.assert_allclose(step(state, WINDOWS)[1].loss, expected, rtol=1e-12)
+
+
 def test_options_of_other_number_types_are_taken():
     tx.make_train_step(
         TWO, ADAM, max_grad_norm=np.float32(0.5), ema_decay=0, compute_dtype="bfloat16"
@@ -973,6 +983,16 @@ def test_options_of_other_number_types_are_taken():
         (
             lambda: tx.make_train_step(TWO, "adam"),
             "`optimizer` to be an optax Gradient",
+        ),
+        (
+            lambda: tx.make_train_step(WORST, ADAM, accumulate=2),
+            "a loss of one sample with `accumulate`, got a BatchLoss",
+        ),
+        (
+            lambda: tx.make_train_step(
+                C.Composite([TWO, WORST], [1.0, 2.0]), ADAM, axis_name="device"
+            ),
+            "a loss of one sample with `axis_name`, got a BatchLoss",
         ),
         (lambda: tx.make_eval_step(None), "`configuration` to be a configuration"),
         (lambda: tx.make_eval_step(TWO, use_ema=1), "`use_ema` to be True or False"),

@@ -3,10 +3,12 @@
 from numbers import Real
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 
 from trainax_pk._tree import check_count
 from trainax_pk.configuration._base import check_configuration
+from trainax_pk.loss import BatchLoss
 from trainax_pk.step._state import check_optimizer
 
 NonFinite = Literal["raise", "skip", "ignore"]
@@ -33,6 +35,22 @@ def check_options(
         raise ValueError(
             "Expected `compute_dtype` to be bfloat16, float32 or float64, got "
             f"{compute_dtype!r}. float16 underflows without loss scaling: use bfloat16."
+        )
+
+
+def check_parts_of_batch(
+    configuration: Any, accumulate: int, axis_name: str | None
+) -> None:
+    """A loss whose mean over parts of a batch is that of the batch."""
+    option = "accumulate" if accumulate > 1 else "axis_name"
+    if accumulate == 1 and axis_name is None:
+        return
+    nodes = jax.tree.leaves(configuration, is_leaf=lambda x: isinstance(x, BatchLoss))
+    if any(isinstance(x, BatchLoss) for x in nodes):
+        raise ValueError(
+            f"Expected a loss of one sample with `{option}`, got a BatchLoss: the mean "
+            "of its values over parts of a batch need not be its value of the batch. "
+            f"Pass a function of one sample, or leave `{option}` out."
         )
 
 

@@ -15,7 +15,12 @@ from trainax_pk.configuration import AbstractConfiguration, Aux, at_step
 from trainax_pk.step._accumulate import mean_loss, mean_value_and_grad
 from trainax_pk.step._devices import average, per_device
 from trainax_pk.step._keys import stream_key
-from trainax_pk.step._options import NonFinite, check_options, check_policies
+from trainax_pk.step._options import (
+    NonFinite,
+    check_options,
+    check_parts_of_batch,
+    check_policies,
+)
 from trainax_pk.step._precision import in_precision
 from trainax_pk.step._state import TrainState
 
@@ -64,7 +69,8 @@ def make_train_step(
         optimizer: An optax transformation. Those that take `value`, `grad`, `value_fn`
             (L-BFGS, line searches) get them.
         accumulate: Number n of parts that a batch is split into, one after another;
-            gradients and losses are averaged.
+            gradients and losses are averaged, so that losses have to be means over
+            samples: a `BatchLoss` is refused.
         max_grad_norm: Scale gradients down to this Euclidean norm.
         compute_dtype: `jnp.bfloat16`: the model computes in it; states between steps,
             losses, gradients, parameters and layers' states keep their precision.
@@ -76,15 +82,16 @@ def make_train_step(
             own reads `Info.skipped`. "ignore" updates all the same, and saves the
             check.
         axis_name: Name of the mapped axis over which gradients are averaged, and loss
-            and layers' states with them.
+            and layers' states with them; a `BatchLoss` is refused.
 
     Returns:
         The step. Its noise at update n is a function of the state's key and n alone.
 
     Raises:
         ValueError: When built: an option out of its range, no configuration or
-            optimizer. When called: a batch that `accumulate` does not divide, a state
-            with a moving average and no `ema_decay`, or the other way round.
+            optimizer, a `BatchLoss` of parts of a batch. When called: a batch that
+            `accumulate` does not divide, a state with a moving average and no
+            `ema_decay`, or the other way round.
 
     Example:
         >>> import equinox as eqx
@@ -102,6 +109,7 @@ def make_train_step(
     """
     check_options(configuration, optimizer, accumulate, max_grad_norm, compute_dtype)
     check_policies(ema_decay, nonfinite, axis_name)
+    check_parts_of_batch(configuration, accumulate, axis_name)
     update_rule = optax.with_extra_args_support(optimizer)
     # Where nothing is decided by it, the norm may overflow before its entries do.
     only_reported = nonfinite == "ignore" and max_grad_norm is None
