@@ -741,6 +741,45 @@ def test_curricula_are_found_inside_other_configurations():
     _assert_same(at_step(outer, jnp.array(1)), expected)
 
 
+def test_a_traced_horizon_never_leaves_nothing():
+    chain = functools.partial(C.DivertedChain, 4, 3, ref_stepper=lambda u: 0.5 * u)
+    bundled = tx.Stepper(lambda u: jnp.stack([0.3 * u, 0.2 * u]), bundle=2)
+    pairs = (
+        (3, lambda h: chain(horizon=h), lambda u: 0.3 * u),
+        (1, lambda h: C.Supervised(4, horizon=h, **_weighted(4)), bundled),
+    )
+    for shortest, make, model in pairs:
+        loss = _jit(lambda h, make=make, model=model: make(h)(model, WINDOWS)[0])
+        expected = make(jnp.array(shortest))(model, WINDOWS)[0]
+        assert expected > 0
+        for horizon in (0, shortest - 1, -5):
+            np.testing.assert_allclose(loss(horizon), expected, rtol=1e-12)
+        assert loss(4) > expected
+
+
+def test_a_schedule_of_nan_is_no_length():
+    schedule = lambda step: jnp.where(step == 3, jnp.nan, 1.0)  # noqa: E731
+    curriculum = C.Curriculum(C.Supervised(3, **_weighted(3)), schedule)
+    loss = _jit(lambda i: at_step(curriculum, i)(lambda u: 0.3 * u, WINDOWS)[0])
+    assert jnp.isnan(loss(3)) and loss(2) > 0
+
+
+def test_losses_of_branches_hold_branch_weights_and_no_time_weights():
+    v = jnp.array([0.7, 1.9])
+    chain = C.DivertedChain(
+        3,
+        2,
+        ref_stepper=lambda u: 2 * u,
+        branch_level_weights=v,
+        time_level_weights=jnp.array([0.4, 1.3, 5.0]),
+    )
+    loss, aux = chain(lambda u: 3 * u, jnp.ones((1, 1, 1)))
+    # Branches from 1 and from 3: (3 - 2)² and (9 - 4)² times the square of the start.
+    branches = (v[0] * 1 + v[1] * 25) * jnp.array([1.0, 9.0])
+    np.testing.assert_allclose(aux.time_losses, branches, rtol=1e-12)
+    np.testing.assert_allclose(loss, 0.4 * branches[0] + 1.3 * branches[1], rtol=1e-12)
+
+
 def test_a_curriculum_is_one_program_that_skips():
     traces = []
 
@@ -1031,6 +1070,10 @@ BUILT = {
     ),
     "horizon": (_supervised(horizon=4), "`horizon` to be an integer in 1 ... 3, got 4"),
     "horizon 0": (_supervised(horizon=jnp.array(0)), "`horizon`.*in 1 ... 3"),
+    "horizon below a branch": (
+        _diverted(4, 3, ref_stepper=REF, horizon=2),
+        "`horizon` to be an integer in 3 ... 4, got 2",
+    ),
     "composite empty": (lambda: C.Composite([], []), "at least one configuration"),
     "composite weights": (
         lambda: C.Composite([C.Supervised(), C.Supervised(2)], [1.0]),

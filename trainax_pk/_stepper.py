@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from trainax_pk._tree import check_count, check_flag, describe
+from trainax_pk._tree import as_int, check_count, check_flag, describe
 from trainax_pk._types import Inputs, Window
 
 BATCH_AXIS = "batch"
@@ -50,7 +50,7 @@ class Stepper(eqx.Module):
     state: eqx.nn.State | None = None
     stochastic: bool = eqx.field(default=False, static=True, kw_only=True)
     conditioned: bool = eqx.field(default=False, static=True, kw_only=True)
-    bundle: int = eqx.field(default=1, static=True, kw_only=True)
+    bundle: int = eqx.field(default=1, static=True, kw_only=True, converter=as_int)
 
     def __check_init__(self) -> None:
         check_flag("stochastic", self.stochastic)
@@ -182,17 +182,7 @@ def check_step(
         )
     check_key(stepper, key, name)
     check_inputs(stepper, window, num_steps, name)
-    out = jax.eval_shape(
-        lambda u: step_batch(
-            stepper,
-            (u,),
-            state_of(stepper),
-            t=jnp.zeros((), jnp.int32),
-            window=window,
-            key=key,
-        )[0],
-        u,
-    )
+    out = _shape_of_step(stepper, window, u, key, name)
     bundle = bundle_of(stepper)
     expected = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
@@ -211,6 +201,37 @@ def check_step(
             "and dtype; one that returns several times at once is declared with "
             "`Stepper(module, bundle=m)`."
         )
+
+
+def _shape_of_step(
+    stepper: Any, window: Window, u: PyTree[Array], key: Any, name: str
+) -> PyTree[Any]:
+    try:
+        return jax.eval_shape(
+            lambda u: step_batch(
+                stepper,
+                (u,),
+                state_of(stepper),
+                t=jnp.zeros((), jnp.int32),
+                window=window,
+                key=key,
+            )[0],
+            u,
+        )
+    # Whatever a stepper of someone else raises; it stays the cause.
+    except Exception as error:
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), u)
+        declared = "its `stochastic`, `conditioned` and `state`"
+        if not isinstance(stepper, Stepper):
+            declared = (
+                "whether it has to be wrapped in tx.Stepper, as whatever takes a key "
+                "(dropout), a state of its layers (batch norm) or inputs has to be"
+            )
+        raise ValueError(
+            f"Expected `{name}` to map a state ({describe(one)}) to the next one, got: "
+            f"{type(error).__name__}: {error} Check the sizes that it was built with, "
+            f"and {declared}."
+        ) from error
 
 
 def _call(

@@ -83,13 +83,18 @@ def describe(tree: PyTree[Any]) -> str:
 
 def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
     """An integer of at least `minimum`, or a ValueError that names it."""
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not is_integer or value < minimum:
         raise ValueError(
             f"Expected `{name}` to be an integer >= {minimum}, got {value!r}. "
-            f"Pass a Python int of at least {minimum}."
+            f"Pass an int of at least {minimum}."
         )
-    return value
+    return int(value)
+
+
+def as_int(value: Any) -> Any:
+    """NumPy's integers as Python's, for fields; the rest is for `check_count` to judge."""
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def check_flag(name: str, value: Any) -> bool:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from trainax_pk._tree import check_count
+from trainax_pk._tree import as_int, check_count
 from trainax_pk.adjoint._base import AbstractAdjoint, settled_carry
 from trainax_pk.adjoint._k_step_loop import k_step_while_loop
 
@@ -55,7 +55,7 @@ class KStepAdjoint(AbstractAdjoint):
         (0.9375, 2.5)
     """
 
-    k: int
+    k: int = eqx.field(converter=as_int)
 
     def __check_init__(self) -> None:
         check_count("k", self.k)

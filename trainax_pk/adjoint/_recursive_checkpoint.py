@@ -5,12 +5,13 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from trainax_pk._tree import check_count
+from trainax_pk._tree import as_int, check_count
 from trainax_pk.adjoint._base import AbstractAdjoint, settled_carry
 
 Body = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
@@ -52,7 +53,7 @@ class RecursiveCheckpointAdjoint(AbstractAdjoint):
         Array(0.00097656, dtype=..., weak_type=True)
     """
 
-    checkpoints: int | None = None
+    checkpoints: int | None = eqx.field(default=None, converter=as_int)
 
     def __check_init__(self) -> None:
         if self.checkpoints is not None:

@@ -71,11 +71,12 @@ class AbstractCallback(eqx.Module):
         """
 
 
-def check_callback(every: Any, name: Any) -> None:
-    """Fields that every callback has."""
-    check_count("every", every)
+def check_callback(every: Any, name: Any) -> int:
+    """Fields that every callback has; the first of them."""
+    every = check_count("every", every)
     if not isinstance(name, str) or not name:
         raise ValueError(
             f"Expected `name` to be a non-empty string, got {name!r}. It is the key in "
             "history.records."
         )
+    return every

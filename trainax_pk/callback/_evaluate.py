@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from trainax_pk._rollout import rollout
-from trainax_pk._tree import check_count, check_flag
+from trainax_pk._tree import as_int, check_count, check_flag
 from trainax_pk.callback._base import AbstractCallback, Context, check_callback
 from trainax_pk.configuration import AbstractConfiguration
 from trainax_pk.configuration._base import check_configuration, window_steps
@@ -41,7 +41,7 @@ class Loss(AbstractCallback):
     """
 
     configuration: AbstractConfiguration
-    every: int = eqx.field(static=True)
+    every: int = eqx.field(static=True, converter=as_int)
     name: str = eqx.field(static=True, default="loss")
 
     def __check_init__(self) -> None:
@@ -97,9 +97,9 @@ class Validation(AbstractCallback):
         use_ema: bool = False,
         name: str = "validation",
     ) -> None:
-        check_callback(every, name)
+        self.every = check_callback(every, name)
         check_configuration(configuration)
-        check_count("batch_size", batch_size)
+        batch_size = check_count("batch_size", batch_size)
         self.configuration = configuration
         self.windows = as_items(
             data,
@@ -111,7 +111,6 @@ class Validation(AbstractCallback):
                 "Expected held-out data that fit into memory, got a dataset beyond its "
                 "memory budget. Pass the trajectories of fewer samples."
             )
-        self.every = every
         self.batch_size = min(batch_size, len(self.windows))
         self.use_ema = check_flag("use_ema", use_ema)
         self.name = name
@@ -159,7 +158,7 @@ class RolloutMetrics(AbstractCallback):
         use_ema: bool = False,
         name: str = "rollout",
     ) -> None:
-        check_callback(every, name)
+        self.every = check_callback(every, name)
         if not metrics:
             raise ValueError(
                 "Expected at least one metric, got none. Pass a dict such as "
@@ -172,7 +171,6 @@ class RolloutMetrics(AbstractCallback):
             )
         self.trajectories = as_trajectories(data)
         self.metrics = dict(metrics)
-        self.every = every
         self.use_ema = check_flag("use_ema", use_ema)
         self.name = name
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from trainax_pk._tree import global_norm_squared
+from trainax_pk._tree import as_int, global_norm_squared
 from trainax_pk.callback._base import AbstractCallback, Context, check_callback
 from trainax_pk.configuration import AbstractConfiguration
 from trainax_pk.configuration._base import check_configuration
@@ -28,7 +28,7 @@ class WeightNorm(AbstractCallback):
         'weight_norm'
     """
 
-    every: int = eqx.field(static=True)
+    every: int = eqx.field(static=True, converter=as_int)
     name: str = eqx.field(static=True, default="weight_norm")
 
     def __check_init__(self) -> None:
@@ -60,7 +60,7 @@ class GradNorm(AbstractCallback):
     """
 
     configuration: AbstractConfiguration
-    every: int = eqx.field(static=True)
+    every: int = eqx.field(static=True, converter=as_int)
     name: str = eqx.field(static=True, default="grad_norm")
 
     def __check_init__(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import PyTree
 
-from trainax_pk._tree import check_flag
+from trainax_pk._tree import as_int, check_flag
 from trainax_pk.callback._base import AbstractCallback, Context, check_callback
 
 
@@ -27,7 +27,7 @@ class GetNetwork(AbstractCallback):
         'network'
     """
 
-    every: int = eqx.field(static=True)
+    every: int = eqx.field(static=True, converter=as_int)
     use_ema: bool = eqx.field(static=True, default=False)
     name: str = eqx.field(static=True, default="network")
 
@@ -61,7 +61,7 @@ class Function(AbstractCallback):
     """
 
     function: Callable[..., Any]
-    every: int = eqx.field(static=True)
+    every: int = eqx.field(static=True, converter=as_int)
     name: str = eqx.field(static=True)
 
     def __check_init__(self) -> None:

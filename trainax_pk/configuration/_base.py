@@ -14,8 +14,9 @@ class Aux(eqx.Module):
     """What a configuration reports beside its loss.
 
     Attributes:
-        time_losses: Unweighted loss of each time level, `(T,)` (for a diverted chain,
-            of each branch), or None.
+        time_losses: Loss of each time level, `(T,)`, or None: what is summed with the
+            time-level weights, which are not in it. For a diverted chain of each branch,
+            `(T - N + 1,)`, with the branch-level weights in it.
         model_state: New state of a stateful stepper's layers, or None.
         parts: Losses of the members of a composite, or None.
     """

@@ -93,11 +93,14 @@ def chain(
         xs: Leaves `(length, ...)`, or None.
         length: Number of steps of the program.
         adjoint: How the loop is differentiated.
-        horizon: Number of steps to take, traced, or None for all.
+        horizon: Number of steps to take, traced, or None for all. At least one is
+            taken: a loss of nothing would look like a perfect one.
     """
     steps = jnp.arange(length, dtype=jnp.int32)
     if horizon is None:
         return adjoint.scan(body, carry, (steps, xs), length)
+
+    horizon = jnp.maximum(horizon, 1)
 
     def guarded(carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
         def skip(carry: PyTree, x: PyTree) -> tuple[PyTree, PyTree]:
@@ -110,20 +113,20 @@ def chain(
     return adjoint.scan(guarded, carry, (steps, xs), length)
 
 
-def check_cuts(cut_bptt: Any, cut_bptt_every: Any) -> None:
+def check_cuts(cut_bptt: Any, cut_bptt_every: Any) -> tuple[bool, int]:
     """Options that every chain has."""
     check_flag("cut_bptt", cut_bptt)
-    check_count("cut_bptt_every", cut_bptt_every)
+    return cut_bptt, check_count("cut_bptt_every", cut_bptt_every)
 
 
-def check_horizon(horizon: Any, longest: int) -> Any:
-    """None, or a number of times between 1 and the longest; traced ones pass."""
+def check_horizon(horizon: Any, longest: int, shortest: int = 1) -> Any:
+    """None, or a number of times in a range; `chain` clips those that are traced."""
     if horizon is not None and is_concrete(horizon):
         number = np.asarray(horizon)
         is_integer = number.shape == () and number.dtype.kind in "iu"
-        if not is_integer or not 1 <= int(number) <= longest:
+        if not is_integer or not shortest <= int(number) <= longest:
             raise ValueError(
-                f"Expected `horizon` to be an integer in 1 ... {longest}, got "
+                f"Expected `horizon` to be an integer in {shortest} ... {longest}, got "
                 f"{horizon!r}. Leave it to Curriculum, or pass None for all times."
             )
     return horizon

@@ -28,8 +28,9 @@ class Curriculum(AbstractConfiguration):
     Attributes:
         configuration: One with a `horizon` (Supervised, DivertedChain, Residuum), built
             with the greatest length.
-        schedule: `step -> number of times`, traced; clipped to 1 … num_rollout_steps.
-            The schedules of optax serve.
+        schedule: `step -> number of times`, traced; clipped to 1 … num_rollout_steps,
+            for a diverted chain from its branch's length on. The schedules of optax
+            serve. Where it is NaN, so is the loss.
 
     Raises:
         ValueError: A configuration without a horizon, a schedule that is not callable.
@@ -78,11 +79,16 @@ class Curriculum(AbstractConfiguration):
         """The inner configuration with the horizon of a training step."""
         longest = self.configuration.num_rollout_steps
         shortest = getattr(self.configuration, "num_branch_steps", 1)
-        horizon = jnp.clip(jnp.asarray(self.schedule(step)), shortest, longest)
+        wanted = jnp.asarray(self.schedule(step))
+        horizon = jnp.clip(wanted, shortest, longest).astype(jnp.int32)
+        weights = self.configuration.time_level_weights
+        if jnp.issubdtype(wanted.dtype, jnp.floating):
+            # No integer says NaN: it would be taken for a length.
+            weights = jnp.where(jnp.isnan(wanted), jnp.nan, weights)
         return eqx.tree_at(
-            lambda c: c.horizon,
+            lambda c: (c.horizon, c.time_level_weights),
             self.configuration,
-            horizon.astype(jnp.int32),
+            (horizon, weights),
             is_leaf=lambda x: x is None,
         )
 

@@ -56,8 +56,8 @@ class DivertedChain(AbstractConfiguration):
             does); ones by default.
         branch_level_weights: `(N,)`; ones by default.
         adjoint: How the loop over the main chain is differentiated.
-        horizon: Number of branches that count, traced; None for all. `Curriculum` sets
-            it as the rollout's length, so that T - N + 1 branches become h - N + 1.
+        horizon: Length h of the rollout that counts, N to T, traced; None for T. The
+            T - N + 1 branches become h - N + 1, at least one. `Curriculum` sets it.
 
     Raises:
         ValueError: When built: a count below 1, a branch longer than the rollout, a
@@ -111,9 +111,8 @@ class DivertedChain(AbstractConfiguration):
             )
         self.ref_stepper = check_callable("ref_stepper", ref_stepper)
         self.time_level_loss = check_callable("time_level_loss", time_level_loss)
-        check_cuts(cut_bptt, cut_bptt_every)
-        self.cut_bptt = cut_bptt
-        self.cut_bptt_every = cut_bptt_every
+        cuts = check_cuts(cut_bptt, cut_bptt_every)
+        self.cut_bptt, self.cut_bptt_every = cuts
         self.cut_div_chain = check_flag("cut_div_chain", cut_div_chain)
         self.time_level_weights = check_weights(
             "time_level_weights", time_level_weights, num_rollout_steps, "time levels"
@@ -127,7 +126,7 @@ class DivertedChain(AbstractConfiguration):
         self.adjoint = to_rollout_adjoint(
             DirectAdjoint() if adjoint is None else adjoint
         )
-        self.horizon = check_horizon(horizon, num_rollout_steps)
+        self.horizon = check_horizon(horizon, num_rollout_steps, num_branch_steps)
 
     @property
     def num_times(self) -> int:
@@ -141,7 +140,10 @@ class DivertedChain(AbstractConfiguration):
         *,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, ""], Aux]:
-        """Loss from initial conditions; `Aux.time_losses` is `(T - N + 1,)`."""
+        """Loss from initial conditions.
+
+        `Aux.time_losses` is `(T - N + 1,)`: Σ_b v_b · l of each branch, before w_t.
+        """
         window = as_window(batch, self.num_times, "DivertedChain")
         u0 = initial(window)
         model_key, ref_key = two_keys(key)

@@ -90,9 +90,8 @@ class MixChainPostPhysics(AbstractConfiguration):
         )
         self.ref_stepper = check_callable("ref_stepper", ref_stepper)
         self.time_level_loss = check_callable("time_level_loss", time_level_loss)
-        check_cuts(cut_bptt, cut_bptt_every)
-        self.cut_bptt = cut_bptt
-        self.cut_bptt_every = cut_bptt_every
+        cuts = check_cuts(cut_bptt, cut_bptt_every)
+        self.cut_bptt, self.cut_bptt_every = cuts
         self.time_level_weights = check_weights(
             "time_level_weights",
             time_level_weights,

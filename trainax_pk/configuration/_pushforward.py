@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from trainax_pk._rollout import rollout
 from trainax_pk._stepper import Stepper
-from trainax_pk._tree import check_count
+from trainax_pk._tree import as_int, check_count
 from trainax_pk._types import Window
 from trainax_pk.configuration._base import (
     AbstractConfiguration,
@@ -44,7 +44,7 @@ class Pushforward(AbstractConfiguration):
     """
 
     configuration: AbstractConfiguration
-    num_steps: int = eqx.field(static=True)
+    num_steps: int = eqx.field(static=True, converter=as_int)
 
     def __check_init__(self) -> None:
         check_configuration(self.configuration)

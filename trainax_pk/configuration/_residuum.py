@@ -103,9 +103,8 @@ class Residuum(AbstractConfiguration):
                 f"{residuum_fn!r}. Only the model may carry a state."
             )
         self.time_level_loss = check_callable("time_level_loss", time_level_loss)
-        check_cuts(cut_bptt, cut_bptt_every)
-        self.cut_bptt = cut_bptt
-        self.cut_bptt_every = cut_bptt_every
+        cuts = check_cuts(cut_bptt, cut_bptt_every)
+        self.cut_bptt, self.cut_bptt_every = cuts
         self.cut_prev = check_flag("cut_prev", cut_prev)
         self.cut_next = check_flag("cut_next", cut_next)
         self.time_level_weights = check_weights(

@@ -89,9 +89,8 @@ class Supervised(AbstractConfiguration):
     ) -> None:
         self.num_rollout_steps = check_count("num_rollout_steps", num_rollout_steps)
         self.time_level_loss = check_callable("time_level_loss", time_level_loss)
-        check_cuts(cut_bptt, cut_bptt_every)
-        self.cut_bptt = cut_bptt
-        self.cut_bptt_every = cut_bptt_every
+        cuts = check_cuts(cut_bptt, cut_bptt_every)
+        self.cut_bptt, self.cut_bptt_every = cuts
         self.time_level_weights = check_weights(
             "time_level_weights", time_level_weights, num_rollout_steps, "time levels"
         )
@@ -154,7 +153,9 @@ class Supervised(AbstractConfiguration):
         losses = losses.reshape(self.num_rollout_steps)
         if self.horizon is not None and bundle > 1:
             losses = jnp.where(
-                jnp.arange(self.num_rollout_steps) < self.horizon, losses, 0.0
+                jnp.arange(self.num_rollout_steps) < jnp.maximum(self.horizon, 1),
+                losses,
+                0.0,
             )
         loss = weighted_sum(self.time_level_weights, losses)
         return loss, Aux(time_losses=losses, model_state=nn_state)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from trainax_pk._tree import check_flag
+from trainax_pk._types import Window
 
 # Entries that the host checks for NaN at a time: 16 MiB of flags.
 _CHUNK = 2**24
@@ -110,7 +111,7 @@ def as_trajectories(
         The same data.
 
     Raises:
-        ValueError: As `Trajectories`.
+        ValueError: As `Trajectories`; a PyTree that holds `Trajectories` or a `Window`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -120,6 +121,15 @@ def as_trajectories(
     """
     if isinstance(x, Trajectories):
         return x
+    held = jax.tree.leaves(
+        x, is_leaf=lambda node: isinstance(node, Trajectories | Window)
+    )
+    if any(isinstance(node, Trajectories | Window) for node in held):
+        raise ValueError(
+            f"Expected trajectories, got {type(x).__name__}, which holds windows or "
+            "trajectories. Pass one Trajectories, such as the `arrays` of a Windows: "
+            "windows are laid over them where they are needed."
+        )
     return Trajectories(x, check_finite=check_finite)
 
 

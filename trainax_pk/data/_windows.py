@@ -156,8 +156,10 @@ class Windows(eqx.Module):
             ValueError: A window longer than the trajectories, a bad count or flag, an
                 unknown residency, data that `Trajectories` refuses.
         """
-        check_count("num_rollout_steps", num_rollout_steps, minimum=0)
-        check_count("stride", stride)
+        num_rollout_steps = check_count(
+            "num_rollout_steps", num_rollout_steps, minimum=0
+        )
+        stride = check_count("stride", stride)
         check_flag("only_initial", only_initial)
         data = as_trajectories(trajectories)
         length = num_rollout_steps + 1

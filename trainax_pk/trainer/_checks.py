@@ -1,22 +1,95 @@
 """What a trainer asks of its arguments before any compute."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from trainax_pk._tree import check_count
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.tree_util import keystr, tree_leaves_with_path
+from jaxtyping import PyTree
+
+from trainax_pk._tree import check_count, check_flag
 from trainax_pk.callback import AbstractCallback
 from trainax_pk.evaluation import EarlyStopping, Monitor
 from trainax_pk.tracker import AbstractTracker
 
 
+def check_call(model: PyTree[Any], key: Any, *, ensemble: bool) -> None:
+    """A model and a key for it, or as many of both."""
+    check_flag("ensemble", ensemble)
+    count = _num_keys(key)
+    if not ensemble and count is not None:
+        raise ValueError(
+            f"Expected one key for one model, got {count} keys. Pass ensemble=True with "
+            "as many models, stacked, or one of the keys."
+        )
+    if ensemble and count is None:
+        raise ValueError(
+            "Expected a key for each member of the ensemble, got one key. Pass "
+            "jax.random.split(key, number_of_models)."
+        )
+    for path, x in tree_leaves_with_path(model) if ensemble else ():
+        if eqx.is_array(x) and x.shape[:1] != (count,):
+            raise ValueError(
+                f"Expected models stacked along a leading axis of {count}, one for each "
+                f"key, got the shape {list(x.shape)} for model{keystr(path)}. Make them "
+                "with eqx.filter_vmap(make_model)(keys)."
+            )
+    # JAX has no public name for what reverse mode traces with; forward mode works.
+    if any(type(x).__name__ == "LinearizeTracer" for x in jax.tree.leaves(model)):
+        raise ValueError(
+            "Expected a model to train, got one that jax.grad is being taken of: a "
+            "trainer cannot be differentiated in reverse. Differentiate a loop over "
+            "tx.make_train_step, which is pure."
+        )
+
+
+def _num_keys(key: Any) -> int | None:
+    """How many keys an array holds, or None where it is a single one."""
+    axes = None
+    if eqx.is_array(key) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        axes = key.shape
+    elif eqx.is_array(key) and key.dtype == jnp.uint32 and key.ndim:
+        axes = key.shape[:-1]
+    if axes is None or len(axes) > 1:
+        raise ValueError(
+            f"Expected `key` to be a random key, got {key!r}. Pass jax.random.key(0)."
+        )
+    return axes[0] if axes else None
+
+
+def check_parts(batch_size: int, accumulate: int) -> int:
+    """A number of parts into which batches can be split."""
+    accumulate = check_count("accumulate", accumulate)
+    if batch_size % accumulate:
+        raise ValueError(
+            f"Expected a batch size that `accumulate` ({accumulate}) divides, got "
+            f"{batch_size}. Change one of the two."
+        )
+    return accumulate
+
+
 def check_callbacks(
-    callbacks: Sequence[AbstractCallback],
+    callbacks: Sequence[AbstractCallback], *, averages: bool
 ) -> tuple[AbstractCallback, ...]:
+    """Callbacks of different names, and an average where one of them asks for it."""
+    if not isinstance(callbacks, Iterable):
+        raise ValueError(
+            f"Expected a list of callbacks, got {callbacks!r}. Pass callbacks=[...]."
+        )
     callbacks = tuple(callbacks)
     for callback in callbacks:
         if not isinstance(callback, AbstractCallback):
             raise ValueError(
                 f"Expected callbacks, got {callback!r}. Wrap a function in "
                 "tx.callback.Function(function, every, name)."
+            )
+        if getattr(callback, "use_ema", False) and not averages:
+            raise ValueError(
+                f"Expected `ema_decay` for the callback {callback.name!r} with "
+                "use_ema=True, got None. Pass for example ema_decay=0.999 to the "
+                "trainer, or use_ema=False."
             )
     names = [c.name for c in callbacks]
     repeated = sorted({n for n in names if names.count(n) > 1})
@@ -65,6 +138,10 @@ def check_skips(max_skipped: int | None, nonfinite: str) -> int | None:
 
 def check_trackers(trackers: Sequence[AbstractTracker]) -> tuple[AbstractTracker, ...]:
     """Trackers, or a ValueError."""
+    if not isinstance(trackers, Iterable):
+        raise ValueError(
+            f"Expected a list of trackers, got {trackers!r}. Pass trackers=[...]."
+        )
     for tracker in tuple(trackers):
         if not isinstance(tracker, AbstractTracker):
             raise ValueError(

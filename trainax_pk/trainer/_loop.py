@@ -60,13 +60,14 @@ class Loop:
         """Runs to the end, or to where it stops."""
         clock, total = ChunkClock(), self.total
         size = chunk_size(longest_gap(self.trainer), _batch_bytes(self.trainer))
-        show = self.trainer.progress
-        with self.run, tqdm(total=total, disable=not show, mininterval=0.2) as bar:
+        # Not `disable=False`, which would overrule the user's TQDM_DISABLE.
+        silent = {} if self.trainer.progress else {"disable": True}
+        with self.run, tqdm(total=total, mininterval=0.2, **silent) as bar:
             self._restore()
             bar.update(self.done)
             while not self._is_over():
                 gaps = (self._gap(), clock.limit(size), self.run.gap(self.done))
-                count = min(gap for gap in gaps if gap is not None)
+                count = int(min(gap for gap in gaps if gap is not None))
                 clock.begin()
                 records = self._advance(count, size)
                 clock.end(count)

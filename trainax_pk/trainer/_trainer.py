@@ -25,8 +25,10 @@ from trainax_pk.evaluation import EarlyStopping, Monitor
 from trainax_pk.step import make_train_step
 from trainax_pk.tracker import AbstractTracker
 from trainax_pk.trainer._checks import (
+    check_call,
     check_callbacks,
     check_monitors,
+    check_parts,
     check_skips,
     check_trackers,
 )
@@ -143,7 +145,8 @@ class Trainer:
         self.batch_size = check_count("batch_size", batch_size)
         self.progress = check_flag("progress", progress)
         self.log_every = check_count("log_every", log_every)
-        self.callbacks = check_callbacks(callbacks)
+        accumulate = check_parts(self.batch_size, accumulate)
+        self.callbacks = check_callbacks(callbacks, averages=ema_decay is not None)
         self.early_stopping, self.monitors = check_monitors(
             early_stopping, monitors, self.callbacks
         )
@@ -175,7 +178,7 @@ class Trainer:
         self._parts = {
             "configuration": configuration,
             "optimizer": optimizer,
-            "batch_size": batch_size,
+            "batch_size": self.batch_size,
             "nonfinite": nonfinite,
             "program": program,
             **options,
@@ -191,12 +194,12 @@ class Trainer:
         self.windows = self.devices.replicate_items(items)
         # Raises before any compute when a batch is larger than the data, or too large
         # for the memory budget.
-        ShuffledOrder(len(self.windows), batch_size, jax.random.key(0))
+        ShuffledOrder(len(self.windows), self.batch_size, jax.random.key(0))
         longest_gap(self)
         self.engine = Engine(
             self._fast_step,
-            make_feed(self.windows, num_training_steps),
-            num_updates=num_training_steps,
+            make_feed(self.windows, self.num_training_steps),
+            num_updates=self.num_training_steps,
             program=program,
             raises=self.raises,
             guarded=self.step_fn,
@@ -236,13 +239,15 @@ class Trainer:
                 update, its windows and the leaves. Inside `jax.jit` nothing can be
                 raised: there all updates from the first such one on are left out, and
                 `history.state.num_skipped` counts them.
-            ValueError: A model without trainable leaves, or that changes the state's
-                shape or dtype; `run_dir` for an ensemble; RunChanged where `run_dir`
-                holds a run of something else.
+            ValueError: A model without trainable leaves, that cannot take the state or
+                changes its shape or dtype; no key, or another number of keys than of
+                models; `run_dir` for an ensemble; RunChanged where `run_dir` holds a run
+                of something else; a callback whose results change their form.
             CheckpointDamaged: `run_dir` holds checkpoints, and none is valid.
             TimeoutError: Another process is at work in `run_dir`.
             KeyboardInterrupt: SIGINT, after saving; SIGTERM raises SystemExit(143).
         """
+        check_call(model, key, ensemble=ensemble)
         traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(key))
         single = self.early_stopping or self.monitors or self.max_skipped is not None
         if (ensemble or traced) and self.devices.count > 1:
