@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -159,51 +160,69 @@ class Trainer:
             "ema_decay": ema_decay,
         }
         self.devices = Devices(mesh, self.batch_size)
-        self.step_fn = self.devices.split_batches(
-            make_train_step(configuration, optimizer, nonfinite=nonfinite, **options)
-        )
-        # Guarding every update costs a tenth to a quarter of a small one. Where the run
-        # ends at the first failure anyway, chunks run unguarded and their records tell.
-        fast = "ignore" if nonfinite == "raise" else nonfinite
-        fast_step = make_train_step(configuration, optimizer, nonfinite=fast, **options)
         self.configuration = configuration
         self.optimizer = optimizer
+        self.step_fn, self._fast_step = self._steps(nonfinite, options)
         self.trainable = trainable
         self.ema = ema_decay is not None
         self.raises = nonfinite == "raise"
         self.max_skipped = check_skips(max_skipped, nonfinite)
-        self._fast_step = self.devices.split_batches(fast_step)
         self._program = program
-        # What a run is compared by, beside data, model and key.
-        self._parts = {
-            "configuration": configuration,
-            "optimizer": optimizer,
+        self._parts = self._compared(nonfinite, options)
+        self._data_fields: dict[str, str] | None = None
+        self.windows = self._items(data, window_stride, residency)
+        longest_gap(self)  # raises where a batch is too large for the memory budget
+        self._lifts = holds_tracers(configuration, optimizer)
+        self.engine = self._engine(program, self.num_training_steps)
+
+    def _compared(self, nonfinite: str, options: dict[str, Any]) -> dict[str, Any]:
+        """What a run is compared by, beside data, model and key."""
+        return options | {
+            "configuration": self.configuration,
+            "optimizer": self.optimizer,
             "batch_size": self.batch_size,
             "nonfinite": nonfinite,
-            "program": program,
-            **options,
+            "program": self._program,
         }
-        self._data_fields: dict[str, str] | None = None
+
+    def _items(self, data: Any, stride: int, residency: str) -> Any:
+        """Windows or samples, of which a batch can be made."""
+        configuration = self.configuration
         items = as_items(
             data,
             lambda trajectories: window_steps(configuration, trajectories.time),
-            stride=window_stride,
+            stride=stride,
             only_initial=configuration.num_times == 1,
             residency=residency,
         )
-        self.windows = self.devices.replicate_items(items)
-        # Raises before any compute when a batch is larger than the data, or too large
-        # for the memory budget.
-        ShuffledOrder(len(self.windows), self.batch_size, jax.random.key(0))
-        longest_gap(self)
-        self.engine = Engine(
+        # Raises before any compute when a batch is larger than the data.
+        ShuffledOrder(len(items), self.batch_size, jax.random.key(0))
+        return self.devices.replicate_items(items)
+
+    def _steps(self, nonfinite: str, options: dict[str, Any]) -> tuple[Any, Any]:
+        """The step, and what runs in its place where records tell of failures.
+
+        Guarding every update costs a tenth to a quarter of a small one. Where the run
+        ends at the first failure anyway, chunks run unguarded.
+        """
+        kinds = (nonfinite, "ignore" if nonfinite == "raise" else nonfinite)
+        guarded, fast = (
+            make_train_step(
+                self.configuration, self.optimizer, nonfinite=kind, **options
+            )
+            for kind in kinds
+        )
+        return self.devices.split_batches(guarded), self.devices.split_batches(fast)
+
+    def _engine(self, program: str, num_updates: int) -> Engine:
+        return Engine(
             self._fast_step,
             make_feed(self.windows, self.num_training_steps),
-            num_updates=self.num_training_steps,
+            num_updates=num_updates,
             program=program,
             raises=self.raises,
             guarded=self.step_fn,
-            lifts=holds_tracers(configuration, optimizer),
+            lifts=self._lifts,
         )
 
     def __call__(
@@ -297,7 +316,7 @@ class Trainer:
             "devices": self.devices.count,
         }
         return Run(
-            run_dir,
+            Path(run_dir).expanduser().absolute(),
             policy=self.checkpoints,
             identity=identify(self._parts, self._data_fields, model, key, may),
             num_steps=self.num_training_steps,
@@ -325,11 +344,4 @@ class Trainer:
         same = self._program == family or (choice and choice.family == family)
         if same and num_updates == self.num_training_steps:
             return self.engine
-        return Engine(
-            self._fast_step,
-            make_feed(self.windows, self.num_training_steps),
-            num_updates=num_updates,
-            program=family,
-            raises=self.raises,
-            guarded=self.step_fn,
-        )
+        return self._engine(family, num_updates)
