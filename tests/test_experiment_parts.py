@@ -1,5 +1,6 @@
 """Each kind builds what it names, and each field of it matters."""
 
+import functools
 import inspect
 import math
 
@@ -145,10 +146,11 @@ def _answers(optimizer, num_steps=8):
     """Updates to a given series of gradients, of changing sign and size."""
     rng, params = np.random.default_rng(0), PARAMS
     state, found = optimizer.init(params), []
+    update = jax.jit(optimizer.update)
     for _ in range(num_steps):
         size = 10.0 ** rng.uniform(-2, 1)
         grads = jax.tree.map(lambda x, s=size: s * rng.normal(size=x.shape), params)
-        updates, state = optimizer.update(grads, state, params)
+        updates, state = update(grads, state, params)
         params = optax.apply_updates(params, updates)
         found += [x.tolist() for x in jax.tree.leaves(updates)]
     return found
@@ -309,10 +311,14 @@ def test_every_field_changes_what_is_built(family, kind, field):
         other = make("adjoint", "k_step", k=1)
     else:
         other = VALUES.get((kind, field), OTHER.get(field))
-    show = SHOW[family]
-    before = show(make(family, kind, **fields))
-    after = show(make(family, kind, **(fields | {field: other})))
+    before = _shown(make(family, kind, **fields))
+    after = _shown(make(family, kind, **(fields | {field: other})))
     assert before != after
+
+
+@functools.cache
+def _shown(spec):
+    return SHOW[spec.family](spec)
 
 
 def test_every_field_of_a_system_is_an_argument():
