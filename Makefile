@@ -12,7 +12,7 @@ demo: $(VENV)/.plot
 
 test: $(VENV)/.test
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest -n 2 --dist worksteal
+	$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.test
 	$(RUN) -m ruff check .

@@ -90,6 +90,7 @@ def _gradient(adjoint, saveat, **options):
     return jax.value_and_grad(loss, (0, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_number_of_checkpoints_gives_the_direct_gradient(name):
     with jax.enable_x64(False):
@@ -283,6 +284,7 @@ def test_in_a_configuration_the_equation_and_the_rollout_take_adjoints_apart():
 # The defect upstream.
 
 
+@pytest.mark.slow
 def test_the_probe_finds_the_defect_upstream_and_not_here():
     with jax.enable_x64(False):
         native = probe_checkpointed_gradients(

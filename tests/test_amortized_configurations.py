@@ -18,6 +18,8 @@ from tests.test_amortized_posterior import (
     train,
 )
 
+pytestmark = pytest.mark.slow
+
 A, C = tx.amortized, tx.configuration
 KEY = jax.random.key(9)
 PAIRS = draw_pairs(jax.random.key(2), 7)

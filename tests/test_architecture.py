@@ -34,8 +34,8 @@ WITHIN = {("_rollout", "_stepper"), ("loss", "_fourier"), ("metrics", "_fourier"
           ("loss", "_tree"), ("metrics", "_tree"), ("sample_data", "_tree")}  # fmt: skip
 NAMESPACES = [
     "adjoint", "amortized", "callback", "checkpoint", "configuration", "data", "engine",
-    "evaluation", "experiment", "loss", "metrics", "sample_data", "solver", "step", "tracker",
-    "trainer", "compat", "compat.callback", "compat.configuration", "compat.loss",
+    "evaluation", "experiment", "loss", "metrics", "sample_data", "solver", "step",
+    "tracker", "trainer", "compat", "compat.callback", "compat.configuration", "compat.loss",
     "compat.sample_data", "compat.trainer",
 ]  # fmt: skip
 

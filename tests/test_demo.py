@@ -18,6 +18,8 @@ from trainax_pk.demo._advection import (
 )
 from trainax_pk.demo._emulator import ConvEmulator
 
+pytestmark = pytest.mark.slow
+
 
 def test_learned_stencil_is_the_least_squares_one():
     learned = learn_stencils((1,), num_training_steps=1000)[1]

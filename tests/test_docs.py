@@ -21,6 +21,7 @@ def _blocks(page):
     ]
 
 
+@pytest.mark.slow
 @pages
 def test_code_runs(page):
     """The blocks of a page, in order, as one program."""

@@ -23,6 +23,7 @@ def test_notebooks_are_numbered():
     assert numbers == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 @notebooks
 def test_notebook_runs(path, tmp_path):
     code = "\n\n".join("".join(cell["source"]) for cell in _cells(path, "code"))

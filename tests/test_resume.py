@@ -505,6 +505,7 @@ def test_what_is_restored_does_not_retrace(run):
     assert trainer.engine.num_traces == traces
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(tmp_path):
     """A short form of benchmarks/run_kills.py, which holds the matrix."""
     driver = Path(__file__).with_name("_run_driver.py")

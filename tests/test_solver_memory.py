@@ -10,6 +10,8 @@ import pytest
 
 import trainax_pk as tx
 
+pytestmark = pytest.mark.slow
+
 S = tx.solver
 
 # Tests compile much and compute little.
