@@ -35,8 +35,8 @@ WITHIN = {("_rollout", "_stepper"), ("loss", "_fourier"), ("metrics", "_fourier"
 NAMESPACES = [
     "adjoint", "amortized", "callback", "checkpoint", "configuration", "data", "engine",
     "evaluation", "experiment", "loss", "metrics", "sample_data", "solver", "step",
-    "tracker", "trainer", "compat", "compat.callback", "compat.configuration", "compat.loss",
-    "compat.sample_data", "compat.trainer",
+    "tracker", "trainer", "compat", "compat.callback", "compat.configuration",
+    "compat.loss", "compat.sample_data", "compat.trainer",
 ]  # fmt: skip
 
 
