@@ -140,6 +140,9 @@ def test_other_weights_are_noticed(trained, tmp_path):
     weights.write_bytes(bytes(content))
     with pytest.raises(experiment.ArtifactDamaged, match="SHA-256"):
         experiment.load_operator(tmp_path)
+    weights.write_bytes(bytes(content[:20]))
+    with pytest.raises(experiment.ArtifactDamaged, match="Expected safetensors"):
+        experiment.load_operator(tmp_path)
     weights.unlink()
     with pytest.raises(experiment.ArtifactDamaged, match="found no such file"):
         experiment.load_operator(tmp_path)
@@ -176,7 +179,11 @@ def test_the_command_line(trained, tmp_path, capsys, monkeypatch):
     assert "$defs" in json.loads(capsys.readouterr().out)
 
 
-def test_precision_is_asked_for():
+def test_precision_is_asked_for(trained):
+    jax.config.update("jax_enable_x64", False)
+    with pytest.raises(ValueError, match="64-bit mode to fit precision float64"):
+        experiment.load_operator(trained[0])
+    jax.config.update("jax_enable_x64", True)
     narrow = experiment.read_run(TEXT, ["precision=float32"])
     with pytest.raises(ValueError, match="64-bit mode to fit precision float32"):
         experiment.build(narrow)

@@ -22,9 +22,8 @@ from jaxtyping import PyTree
 import trainax_pk.metrics as metrics
 from trainax_pk._files import LocalFiles
 from trainax_pk._rollout import rollout
-from trainax_pk.experiment._run import Built, Run, build
+from trainax_pk.experiment._run import Built, Run, build, check_precision
 from trainax_pk.experiment._weights import (
-    ArtifactDamaged,
     hash_weights,
     load_weights,
     name_arrays,
@@ -234,6 +233,7 @@ def load_operator(source: str | Path) -> Operator:
     Raises:
         RunFileError: No artifact.
         ArtifactDamaged: Weights that are not the recorded ones.
+        ValueError: JAX's 64-bit mode does not fit the run's precision.
 
     Example:
         >>> import tempfile
@@ -257,18 +257,10 @@ def load_operator(source: str | Path) -> Operator:
     folder = path if path.is_dir() else path.parent
     artifact = read_artifact(source)
     run = Run.model_validate_json(json.dumps(artifact["run"]))
+    check_precision(run)
     like = run.model.build(run.data.state_shape(), jax.random.key(0))
-    file = folder / artifact["weights"]["file"]
-    if not file.is_file():
-        raise ArtifactDamaged(
-            f"Expected weights in {file}, found no such file. Keep it beside the artifact."
-        )
-    model = load_weights(like, file)
-    if (found := hash_weights(model)) != artifact["weights"]["sha256"]:
-        raise ArtifactDamaged(
-            f"Expected weights of SHA-256 {artifact['weights']['sha256']}, got {found}. "
-            "Get the file that belongs to the artifact, or train again."
-        )
+    weights = artifact["weights"]
+    model = load_weights(like, folder / weights["file"], weights["sha256"])
     return Operator(model, artifact["run"])
 
 

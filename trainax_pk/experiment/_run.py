@@ -244,13 +244,7 @@ def build(run: Run, *, progress: bool = False) -> Built:
         >>> built.trainer.num_training_steps
         16
     """
-    wide = jax.config.jax_enable_x64
-    if wide != (run.precision == "float64"):
-        state = "on" if wide else "off"
-        raise ValueError(
-            f"Expected JAX's 64-bit mode to fit precision {run.precision}, it is {state}. "
-            "Set jax.config.update('jax_enable_x64', ...) first, or change `precision`."
-        )
+    check_precision(run)
     model_key, key = jax.random.split(jax.random.key(run.seed))
     model = run.model.build(run.data.state_shape(), model_key)
     split, stepper = run.data.build(), run.data.stepper()
@@ -281,6 +275,17 @@ def build(run: Run, *, progress: bool = False) -> Built:
         progress=progress,
     )
     return Built(run, split, model, made, key)
+
+
+def check_precision(run: Run) -> None:
+    """Refuses a run of another precision than JAX is set to."""
+    wide = jax.config.jax_enable_x64
+    if wide != (run.precision == "float64"):
+        state = "on" if wide else "off"
+        raise ValueError(
+            f"Expected JAX's 64-bit mode to fit precision {run.precision}, it is {state}. "
+            "Set jax.config.update('jax_enable_x64', ...) first, or change `precision`."
+        )
 
 
 def json_schema() -> dict[str, Any]:
