@@ -1,6 +1,7 @@
 """Does APEBench 0.1.1 give the same, sooner, with this package in trainax's place?
 
     python -m benchmarks.apebench_compat agreement [CASES]
+    python -m benchmarks.apebench_compat rounding [CASES]
     python -m benchmarks.apebench_compat rates [ROUNDS]
     python -m benchmarks.apebench_compat whole [NETWORK]
 
@@ -41,6 +42,7 @@ CALLBACKS = ("net;50,weight_norm;25", "metrics;50", "sample_rollout;50", "")
 SHORT, LONG, WHOLE = 100, 600, 10_000
 # Updates whose losses are compared.
 COMPARED = 100
+ASKED = 1e-5
 FIGURES = RESULTS / f"apebench_compat_{hardware()}.json"
 
 
@@ -59,13 +61,20 @@ def case(scenario: str, net: str, train: str, updates: int, **more: Any) -> dict
 
 
 def run(
-    package: str, cases: Sequence[dict], folder: pathlib.Path, *, timed: bool
+    package: str,
+    cases: Sequence[dict],
+    folder: pathlib.Path,
+    *,
+    timed: bool,
+    double: bool = False,
 ) -> Any:
     """The cases in a new process; compiled programs are kept unless it is timed."""
     specification, results = folder / "cases.json", folder / f"{package}.npz"
     specification.write_text(json.dumps(list(cases)))
     command = [sys.executable, "-m", "benchmarks._apebench_run"]
     environment = os.environ | {"TQDM_DISABLE": "1", "JAX_PLATFORMS": "cpu"}
+    if double:
+        environment["JAX_ENABLE_X64"] = "1"
     if not timed:
         environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / "programs")
         environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -76,12 +85,19 @@ def run(
         return dict(found)
 
 
-def in_turn(one: dict, *, timed: bool = True) -> dict[str, dict[str, np.ndarray]]:
-    """Both packages on one case."""
+def in_turn(
+    one: dict,
+    *,
+    timed: bool = True,
+    double: bool = False,
+    packages: Sequence[str] = PACKAGES,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Packages on one case."""
     results = {}
     with tempfile.TemporaryDirectory() as name:
-        for package in PACKAGES:
-            found = run(package, [one], pathlib.Path(name), timed=timed)
+        for package in packages:
+            folder = pathlib.Path(name)
+            found = run(package, [one], folder, timed=timed, double=double)
             results[package] = {k.rpartition("/")[2]: v for k, v in found.items()}
     return results
 
@@ -130,6 +146,28 @@ def agreement(first: str = "0", last: str = "99") -> None:
         store(data)
 
 
+def rounding(first: str = "0", last: str = "99") -> None:
+    """Cases whose losses differ by more than asked: are they faults, or rounding?
+
+    Both packages in double precision; and in single precision trainax against itself,
+    two seeds vmapped against the first seed alone.
+    """
+    data = load()
+    cases = [c for c in agreement_cases() if c["name"] in data["agreement"]]
+    apart = [c for c in cases if data["agreement"][c["name"]]["losses"] > ASKED]
+    for one in apart[int(first) : int(last)]:
+        vmapped = in_turn(one, timed=False, packages=PACKAGES[:1])
+        both = vmapped["trainax"]["losses"][0]
+        alone = in_turn(one | {"seeds": 1}, timed=False, packages=PACKAGES[:1])
+        single = alone["trainax"]["losses"][0]
+        data.setdefault("rounding", {})[one["name"]] = {
+            "single": data["agreement"][one["name"]]["losses"],
+            "double": compare(in_turn(one, timed=False, double=True))["losses"],
+            "trainax itself": float(np.max(np.abs(both - single) / np.abs(single))),
+        }
+        store(data)
+
+
 def rates(rounds: str = "3", *nets: str) -> None:
     """Time per update of one-step training on advection, packages in turn."""
     data = load()
@@ -164,7 +202,12 @@ def store(data: dict[str, Any]) -> None:
         "apebench_compat",
         "APEBench 0.1.1 with trainax_pk.compat in trainax's place",
         "\n\n".join(
-            [*_whole(data["whole"]), *_rates(data["rates"]), *_agreement(data)]
+            [
+                *_whole(data["whole"]),
+                *_rates(data["rates"]),
+                *_agreement(data),
+                *_rounding(data.get("rounding", {})),
+            ]
         ),
     )
 
@@ -241,6 +284,26 @@ def _agreement(data: dict[str, Any]) -> list[str]:
     return [f"## Agreement\n\n{text}", table(header, rows)] if rows else []
 
 
+def _rounding(found: dict[str, Any]) -> list[str]:
+    rows = [
+        [name, *(f"{x[k]:.1e}" for k in ("single", "double", "trainax itself"))]
+        for name, x in found.items()
+    ]
+    header = ["scenario, network, training", "single", "double"]
+    header.append("trainax: vmapped seed against the same alone, single")
+    text = (
+        f"Cases of the table above beyond {ASKED:.0e}: largest relative difference of the "
+        f"losses over {COMPARED} updates. Adam divides a gradient by its size, so rounding "
+        "of small gradients grows to the size of an update."
+    )
+    return [f"## Rounding\n\n{text}", table(header, rows)] if rows else []
+
+
 if __name__ == "__main__":
-    parts = {"agreement": agreement, "rates": rates, "whole": whole}
+    parts = {
+        "agreement": agreement,
+        "rounding": rounding,
+        "rates": rates,
+        "whole": whole,
+    }
     parts[sys.argv[1]](*sys.argv[2:])
