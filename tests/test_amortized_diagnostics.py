@@ -9,6 +9,8 @@ import pytest
 import trainax_pk as tx
 from tests.test_amortized_posterior import COVARIANCE, GAIN, draw_pairs, simulate
 
+pytestmark = pytest.mark.slow
+
 A = tx.amortized
 KEY = jax.random.key(13)
 PAIRS = draw_pairs(jax.random.key(21), 2000)

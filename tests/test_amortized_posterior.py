@@ -11,6 +11,8 @@ import pytest
 
 import trainax_pk as tx
 
+pytestmark = pytest.mark.slow
+
 A = tx.amortized
 KEY = jax.random.key(7)
 

@@ -51,6 +51,7 @@ def train(trainer, **options):
     return trainer(MODEL, KEY, spawn_tqdm=False, **options)
 
 
+@pytest.mark.slow
 class TestTraining:
     @pytest.mark.parametrize(("name", "options"), list(trainers()))
     def test_a_dozen_updates(self, name, options):

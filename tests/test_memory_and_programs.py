@@ -17,6 +17,8 @@ from trainax_pk.engine import make_rewrite
 from trainax_pk.engine._choice import faster_for_members
 from trainax_pk.engine._members import run_side_by_side, split_members, stack_members
 
+pytestmark = pytest.mark.slow
+
 T = tx.trainer
 BATCH = 20
 

@@ -13,6 +13,8 @@ from trainax import sample_data as theirs
 from trainax_pk import sample_data as sd
 from trainax_pk.sample_data._initial import RandomFourier
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(7)
 
 # Name: generator, small settings, shape of a state, constructor of its stepper, the

@@ -11,6 +11,8 @@ import pytest
 
 import trainax_pk as tx
 
+pytestmark = pytest.mark.slow
+
 S = tx.solver
 KEY = jax.random.key(8)
 
