@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import trainax_pk as tx
-from trainax_pk.amortized._libraries import load
+from trainax_pk import _extras
 
 A = tx.amortized
 KEY = jax.random.key(3)
@@ -197,6 +197,10 @@ def test_bad_numbers_are_refused(build, match):
         build()
 
 
-def test_a_missing_library_names_the_extra():
+def test_a_missing_library_names_the_extra(monkeypatch):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(_extras.importlib, "import_module", missing)
     with pytest.raises(ImportError, match=r"trainax_pk\[amortized\]"):
-        load("no_such_library_of_flows")
+        HEADS["spline coupling"](key=KEY)

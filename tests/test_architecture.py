@@ -14,7 +14,7 @@ ROOT = Path(trainax_pk.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # Bottom to top. A file imports from layers below it, or from its own layer.
 LAYERS = [
-    {"_types", "_files"},
+    {"_types", "_files", "_extras"},
     {"_tree", "_fourier", "loss", "metrics", "sample_data"},
     {"_batch"},
     {"adjoint"},
@@ -171,7 +171,7 @@ def test_no_import_inside_a_function():
             },
         ),
         ("tqdm", {"trainax_pk.trainer", "trainax_pk.compat", "trainax_pk.data"}),
-        # Loaded by name where they are needed, see data/_extras.py.
+        # Loaded by name where they are needed, see _extras.py.
         ("zarr", set()),
         ("google_crc32c", set()),
         ("orbax", set()),
@@ -179,7 +179,7 @@ def test_no_import_inside_a_function():
         ("pyarrow", set()),
         ("fsspec", set()),
         ("xarray", set()),
-        # Likewise, see amortized/_libraries.py.
+        # Likewise.
         ("flowjax", set()),
         ("blackjax", set()),
         ("pydantic", {"trainax_pk.experiment"}),

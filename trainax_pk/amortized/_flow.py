@@ -6,9 +6,9 @@ from typing import Any, Literal
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from trainax_pk._extras import load
 from trainax_pk._tree import check_count
 from trainax_pk.amortized._head import AbstractHead, typed_key
-from trainax_pk.amortized._libraries import load
 
 Transformer = Literal["affine", "spline"]
 
@@ -190,7 +190,7 @@ def _transformer(kind: str, num_knots: int, interval: float) -> Any:
     if kind == "affine":
         return None  # flowjax's default, whose scale has a lower limit.
     check_count("num_knots", num_knots)
-    bijections = load("flowjax.bijections")
+    bijections = load("flowjax.bijections", "amortized")
     return bijections.RationalQuadraticSpline(knots=num_knots, interval=interval)
 
 
@@ -210,7 +210,10 @@ def _build(
     check_count("num_layers", num_layers)
     check_count("width", width)
     check_count("depth", depth)
-    distributions, flows = load("flowjax.distributions"), load("flowjax.flows")
+    distributions, flows = (
+        load("flowjax.distributions", "amortized"),
+        load("flowjax.flows", "amortized"),
+    )
     with jax.numpy_rank_promotion("allow"):
         distribution = getattr(flows, name)(
             typed_key(key),

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from trainax_pk._extras import load
 from trainax_pk._tree import check_count
 from trainax_pk.amortized._head import typed_key
-from trainax_pk.amortized._libraries import load
 from trainax_pk.amortized._likelihood import AmortizedLikelihood, AmortizedRatio
 
 
@@ -107,7 +107,7 @@ def sample_posterior(
             f"Expected `num_samples` to be a multiple of num_chains={num_chains}, got "
             f"{num_samples}. Pass {num_chains * -(-num_samples // num_chains)}."
         )
-    blackjax = load("blackjax")
+    blackjax = load("blackjax", "amortized")
     counts = (num_chains, num_warmup, num_samples // num_chains, num_candidates)
     with jax.numpy_rank_promotion("allow"):
         return _run(

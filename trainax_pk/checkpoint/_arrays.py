@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from trainax_pk.data._extras import load
+from trainax_pk._extras import load
 
 ORBAX = "orbax.checkpoint"
 # What every version of the stored format knows; other types travel as integers.

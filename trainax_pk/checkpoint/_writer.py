@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from trainax_pk._extras import load
 from trainax_pk.checkpoint._arrays import ORBAX
 from trainax_pk.checkpoint._log import MetricLog
 from trainax_pk.checkpoint._policy import Schedule
 from trainax_pk.checkpoint._store import Store
-from trainax_pk.data._extras import load
 
 # What is frozen when a save begins; it is gathered where nobody waits for it.
 Frozen = Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]]

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trainax_pk._extras import load
 from trainax_pk._files import AbstractFiles, LocalFiles
-from trainax_pk.data._extras import load
 
 
 class RemoteFiles(AbstractFiles):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trainax_pk.data._extras import load
+from trainax_pk._extras import load
 
 _PIECE = 2**22
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trainax_pk.data._extras import load
+from trainax_pk._extras import load
 
 Row = dict[str, Any]
 

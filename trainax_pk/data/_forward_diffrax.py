@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from trainax_pk._extras import load
 from trainax_pk._tree import check_count
 from trainax_pk.adjoint import solve_ode, to_diffrax_adjoint
-from trainax_pk.data._extras import load
 from trainax_pk.data._forward import Observed, check_time
 
 

@@ -6,9 +6,9 @@ import struct
 
 import numpy as np
 
+from trainax_pk._extras import load
 from trainax_pk.data._cache_manifest import Leaf
 from trainax_pk.data._cache_store import AbstractStore, Rows, take_by_part
-from trainax_pk.data._extras import load
 
 _MASK_DELTA = 0xA282EAD8
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from trainax_pk._extras import load
 from trainax_pk._files import AbstractFiles
 from trainax_pk.data._cache_gather import PieceCache, gather, read_whole
 from trainax_pk.data._cache_manifest import CacheDamaged, Layout, Leaf
 from trainax_pk.data._cache_store import AbstractStore, Rows
-from trainax_pk.data._extras import load
 
 # An inner chunk is what one random row costs to read; a shard is one file.
 _PIECE_BYTES = 2**16

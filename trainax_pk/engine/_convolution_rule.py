@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from trainax_pk.engine._convolution_forms import (
     Convolution,
@@ -90,8 +89,7 @@ def choose_form(conv: Convolution) -> Form | None:
         return group_after_group(best)
     # XLA keeps the fast kernels for grouped channels-last convolutions, at a fraction of
     # their speed.
-    last = times.get(channels_last, np.inf)
-    return channels_last if last * _GROUPED_SLOWDOWN < _plain(conv) else None
+    return best if times[best] * _GROUPED_SLOWDOWN < _plain(conv) else None
 
 
 def _is_thin(conv: Convolution) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from trainax_pk.data import Samples, StoredWindows, Windows
-from trainax_pk.engine._feed_base import AbstractFeed, pick_row
+from trainax_pk.engine._feed_base import AbstractChunkFeed, AbstractFeed
 from trainax_pk.engine._stream_feed import StreamFeed
 
 # Updates whose order is computed at once.
@@ -65,7 +65,7 @@ class DeviceFeed(AbstractFeed):
         return self.windows.gather(arrays[0], indices)
 
 
-class HostFeed(AbstractFeed):
+class HostFeed(AbstractChunkFeed):
     """Trajectories in host memory; a chunk's batches are gathered there and moved.
 
     Attributes:
@@ -92,22 +92,6 @@ class HostFeed(AbstractFeed):
         return jax.tree.map(
             lambda x: jnp.asarray(x.reshape(*rows.shape, *x.shape[1:])), windows
         )
-
-    def plan(
-        self, arrays: PyTree[Array], start: Array, count: Array, size: int
-    ) -> None:
-        """Nothing: the batches are already in order."""
-        del arrays, start, count, size
-
-    def pick(self, arrays: PyTree[Array], plan: PyTree[Array], i: Array) -> PyTree:
-        """Batch of one update."""
-        del plan
-        return pick_row(arrays, i)
-
-    def single(self, arrays: PyTree[Array], start: Array, i: Array) -> PyTree[Array]:
-        """Batch of one update."""
-        del start
-        return pick_row(arrays, i)
 
 
 def make_feed(

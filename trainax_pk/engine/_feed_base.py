@@ -36,8 +36,30 @@ class AbstractFeed(eqx.Module):
         """Batch of update `start + i`, i-th of its chunk, on its own, traced."""
 
 
-def pick_row(arrays: PyTree[Array], i: Array) -> PyTree[Array]:
-    """Row i of every leaf, traced."""
+class AbstractChunkFeed(AbstractFeed):
+    """A feed whose `load` gives the batches of a chunk, leaves `(size, B, ...)`.
+
+    To add one: subclass, and implement `load`.
+    """
+
+    def plan(
+        self, arrays: PyTree[Array], start: Array, count: Array, size: int
+    ) -> None:
+        """Nothing: the batches are already in order."""
+        del arrays, start, count, size
+
+    def pick(self, arrays: PyTree[Array], plan: PyTree[Array], i: Array) -> PyTree:
+        """Batch of one update."""
+        del plan
+        return _row(arrays, i)
+
+    def single(self, arrays: PyTree[Array], start: Array, i: Array) -> PyTree[Array]:
+        """Batch of one update."""
+        del start
+        return _row(arrays, i)
+
+
+def _row(arrays: PyTree[Array], i: Array) -> PyTree[Array]:
     return jax.tree.map(
         lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), arrays
     )

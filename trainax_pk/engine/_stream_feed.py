@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import Array, Int32, PyTree
 
 from trainax_pk.data import StoredWindows
-from trainax_pk.engine._feed_base import AbstractFeed, pick_row
+from trainax_pk.engine._feed_base import AbstractChunkFeed
 
 # Updates whose order is computed at once: every call has one shape.
 _BLOCK = 512
 
 
-class StreamFeed(AbstractFeed):
+class StreamFeed(AbstractChunkFeed):
     """Windows on disk: one thread reads groups of batches, another moves chunks.
 
     The batch of an update depends on the order and its number alone. So a checkpoint
@@ -61,22 +61,6 @@ class StreamFeed(AbstractFeed):
     def load(self, order: Any, start: int, count: int, size: int) -> PyTree[Array]:
         """Batches of the chunk, leaves `(size, B, ...)`."""
         return self.ahead.load(order, _Chunk(start, count, size))
-
-    def plan(
-        self, arrays: PyTree[Array], start: Array, count: Array, size: int
-    ) -> None:
-        """Nothing: the batches are already in order."""
-        del arrays, start, count, size
-
-    def pick(self, arrays: PyTree[Array], plan: PyTree[Array], i: Array) -> PyTree:
-        """Batch of one update."""
-        del plan
-        return pick_row(arrays, i)
-
-    def single(self, arrays: PyTree[Array], start: Array, i: Array) -> PyTree[Array]:
-        """Batch of one update."""
-        del start
-        return pick_row(arrays, i)
 
 
 class _Chunk(NamedTuple):

@@ -1,6 +1,5 @@
 """Networks by name; those on grids are pdequinox's."""
 
-import importlib
 from typing import Annotated, Any, Literal
 
 import equinox as eqx
@@ -9,7 +8,7 @@ import pydantic
 from jaxtyping import PRNGKeyArray
 from pydantic import Field
 
-from trainax_pk.data._extras import load
+from trainax_pk._extras import load
 from trainax_pk.experiment._data import Count
 from trainax_pk.experiment._spec import AbstractSpec, register
 
@@ -90,9 +89,7 @@ class AbstractGridModel(AbstractModel):
                 f"Expected states (channels, *space) for {name}, got shape {shape}. "
                 "Choose the model `mlp`."
             )
-        load("pdequinox", "models")
-        arch = importlib.import_module("pdequinox.arch")
-        return getattr(arch, name)(
+        return getattr(load("pdequinox.arch", "models"), name)(
             len(shape) - 1,
             shape[0],
             shape[0],

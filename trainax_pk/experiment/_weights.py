@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from trainax_pk._extras import load
 from trainax_pk._files import LocalFiles
-from trainax_pk.data._extras import load
 
 
 class ArtifactDamaged(ValueError):

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from trainax_pk.data._extras import load
+from trainax_pk._extras import load
 from trainax_pk.tracker._base import AbstractTracker
 
 
