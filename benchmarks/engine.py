@@ -195,7 +195,7 @@ def rows() -> list[Row]:
         boundary_mode="periodic",
         key=KEY,
     )
-    for r, n in ((1, 600), (5, 150)):
+    for r, n in ((1, 1500), (5, 150)):
         out.append(
             Row(f"conv net 1D, {r} steps", ks, conv, *hand.convs(conv, 1), r, 20, n)
         )
