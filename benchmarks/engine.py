@@ -203,7 +203,7 @@ def rows() -> list[Row]:
             Row(f"residual net 1D, {r} steps", ks, res, *hand.residual(), r, 20, n)
         )
     conv2d = net(2, 1, 1, hidden_channels=16, depth=4)
-    out.append(Row("conv net 2D", flow, conv2d, *hand.convs(conv2d, 2), 1, 8, 600))
+    out.append(Row("conv net 2D", flow, conv2d, *hand.convs(conv2d, 2), 1, 8, 1500))
     fno = pdeqx.arch.ClassicFNO(
         1,
         1,
@@ -226,7 +226,7 @@ def rows() -> list[Row]:
         boundary_mode="periodic",
         key=KEY,
     )
-    out.append(Row("U-Net 1D", ks, unet, hand.as_module(unet), None, 1, 20, 600))
+    out.append(Row("U-Net 1D", ks, unet, hand.as_module(unet), None, 1, 20, 1500))
     return out
 
 
