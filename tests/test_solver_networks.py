@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import trainax_pk as tx
-from trainax_pk.solver._layers import Convolution
+from trainax_pk.solver._layers import Convolution, make_layout
 
 S = tx.solver
 
@@ -56,10 +56,15 @@ MODULATORS = {
         ),
         (6, 3),
     ),
+    "time, patches": (lambda: S.ConvLSTMGradMod1D(3, 2, patch=2, key=KEY), (6, 3)),
     "fields": (lambda: S.ConvLSTMGradMod2D(3, 2, key=KEY), (3, 4, 5)),
     "fields, 3D": (
         lambda: S.ConvLSTMGradMod2D(1, 2, along="both", key=KEY),
         (3, 4, 5),
+    ),
+    "fields, patches": (
+        lambda: S.ConvLSTMGradMod2D(3, 2, patch=(2, 3), key=KEY),
+        (3, 4, 6),
     ),
 }
 PRIORS = {
@@ -195,6 +200,46 @@ def test_convolution_is_the_sum_over_taps(kernel, padding):
     np.testing.assert_allclose(jax.jit(layer.__call__)(x), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("along", "patch", "shape"),
+    [
+        ("time", (4,), (8, 3)),
+        ("space", (2,), (3, 6)),
+        ("space", (3, 2), (5, 6, 8)),
+        ("both", (4, 1), (8, 5)),
+        ("both", (2, 3), (8, 6)),
+        ("both", (2, 1, 3), (4, 5, 6)),
+    ],
+)
+def test_patches_are_points_and_come_back(along, patch, shape):
+    channels = {"time": shape[-1], "space": shape[0], "both": 1}[along]
+    layout = make_layout(along, len(shape), channels, patch)
+    fine = make_layout(along, len(shape), channels)
+    x = _data(*shape)
+    points, singles = layout.points(x), np.asarray(fine.points(x))
+    assert layout.widening == np.prod(patch)
+    for where in np.ndindex(*points.shape[:-1]):
+        block = [
+            singles[
+                tuple(p * w + o for p, w, o in zip(patch, where, offset, strict=True))
+            ]
+            for offset in np.ndindex(*patch)
+        ]
+        np.testing.assert_array_equal(points[where], np.concatenate(block))
+    np.testing.assert_array_equal(layout.state(points), x)
+
+
+def test_a_step_with_patches_is_that_of_the_folded_window():
+    modulator = S.ConvLSTMGradMod1D(3, 4, patch=2, key=KEY)
+    folded = S.ConvLSTMGradMod1D(6, 4, key=KEY)
+    x, g = _data(8, 3), _data(8, 3, seed=1)
+    step, memory = modulator(g, x, modulator.init(x))
+    wide = x.reshape(4, 6)
+    expected, other = folded(g.reshape(4, 6), wide, folded.init(wide))
+    np.testing.assert_allclose(step, expected.reshape(8, 3), rtol=1e-12)
+    np.testing.assert_allclose(memory.cell, other.cell, rtol=1e-12)
+
+
 def _sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
@@ -232,6 +277,13 @@ def test_modulator_is_its_cell_between_scale_and_map():
 
 
 RINGS = {
+    "modulator, patches": (
+        lambda padding: S.ConvLSTMGradMod1D(
+            4, 2, along="space", padding=padding, patch=2, key=KEY
+        ),
+        -1,
+        (4, 6),
+    ),
     "modulator, space": (
         lambda padding: S.ConvLSTMGradMod1D(
             4, 2, along="space", padding=padding, key=KEY

@@ -28,6 +28,8 @@ KEY = jax.random.key(4)
         (lambda: S.ConvLSTMGradMod1D(3, along="x", key=KEY), "`along` to be one of"),
         (lambda: S.ConvLSTMGradMod2D(3, along="time", key=KEY), "`along` to be one of"),
         (lambda: S.BilinAEPrior1D(3, along="both", key=KEY), "num_channels=1 with"),
+        (lambda: S.ConvLSTMGradMod1D(3, patch=0, key=KEY), "`patch` to be an integer"),
+        (lambda: S.ConvLSTMGradMod1D(3, patch=(2, 2), key=KEY), "an integer or 1 of"),
         (lambda: S.ConvLSTMGradMod1D(3, normalise="no", key=KEY), "'first' or 'each'"),
         (lambda: S.ConvLSTMGradMod1D(3, 0, key=KEY), "`hidden_dim` to be an integer"),
         (lambda: S.ConvAEPrior1D(3, latent_dim=0, key=KEY), "`latent_dim` to be an"),
@@ -69,6 +71,11 @@ def test_bad_parts_are_refused(make, message):
             "Expected 5 `time_weights`",
         ),
         (lambda: S.ConvLSTMGradMod1D(3, 2, key=KEY).init, (6, 4), "with 3 channels"),
+        (
+            lambda: S.ConvLSTMGradMod1D(3, 2, patch=4, key=KEY).init,
+            (6, 3),
+            "numbers of points that patch",
+        ),
     ],
 )
 def test_states_that_do_not_fit_are_refused(part, shape, message):

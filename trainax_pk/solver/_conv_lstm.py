@@ -26,7 +26,7 @@ class LSTMState1D(eqx.Module):
     """Memory of a `ConvLSTMGradMod1D` between steps.
 
     Attributes:
-        hidden: h, `(*points, hidden_dim)`: points as the modulator's `along` says.
+        hidden: h, `(*points, hidden_dim)`: with the modulator's points.
         cell: c, of the same shape.
         scale: Root mean square that gradients are divided by; 0 before the first step.
 
@@ -46,7 +46,7 @@ class LSTMState2D(eqx.Module):
     """Memory of a `ConvLSTMGradMod2D` between steps.
 
     Attributes:
-        hidden: h, `(*points, hidden_dim)`: points as the modulator's `along` says.
+        hidden: h, `(*points, hidden_dim)`: with the modulator's points.
         cell: c, of the same shape.
         scale: Root mean square that gradients are divided by; 0 before the first step.
 
@@ -117,6 +117,10 @@ class ConvLSTMGradMod1D(AbstractGradMod):
     times and variables are a plane of one channel, with a border for each axis, as
     `padding=("zero", "periodic")` for Lorenz-96.
 
+    With `patch=p`, p neighbours along an axis are one point of p times the channels:
+    1/p of the points, each tap p times as far. Nothing is lost. Where p is the distance
+    of observations, every point holds the same pattern of them.
+
     Compute and memory of a step are those of one convolution to 4 · hidden_dim channels.
 
     Attributes:
@@ -129,7 +133,8 @@ class ConvLSTMGradMod1D(AbstractGradMod):
 
     Raises:
         ValueError: An even kernel, an unknown border, `along` or `normalise`, a count
-            below 1; when called, a state of other channels.
+            below 1; when called, a state of other channels, or one whose points
+            `patch` does not divide.
 
     Source: Fablet et al. 2021, doi:10.1029/2021MS002572.
 
@@ -159,6 +164,7 @@ class ConvLSTMGradMod1D(AbstractGradMod):
         along: Along = "time",
         kernel_size: int | tuple[int, ...] = 3,
         padding: Padding | tuple[Padding, ...] = "zero",
+        patch: int | tuple[int, ...] = 1,
         normalise: Normalise = "first",
         with_state: bool = True,
         key: PRNGKeyArray,
@@ -171,16 +177,17 @@ class ConvLSTMGradMod1D(AbstractGradMod):
             along: Which axes are convolved.
             kernel_size: Odd number of taps, or one for each axis.
             padding: "zero" or "periodic", or one for each axis.
+            patch: Neighbours that are one point, or one number for each axis.
             normalise: Divide by the root mean square of the "first" gradient of a
                 solve, or of "each".
             with_state: Show x to the LSTM; states should be of order 1 then.
             key: Key of the weights.
         """
-        self.layout = make_layout(along, 2, num_channels)
+        self.layout = make_layout(along, 2, num_channels, patch)
         self.num_channels = num_channels
         self.normalise, self.with_state = _check_input(normalise, with_state)
         self.cell, self.out = _layers(
-            self.layout.num_axes, num_channels, hidden_dim, kernel_size, padding,
+            self.layout, num_channels, hidden_dim, kernel_size, padding,
             with_state, key,
         )  # fmt: skip
 
@@ -238,6 +245,7 @@ class ConvLSTMGradMod2D(AbstractGradMod):
         along: Along = "space",
         kernel_size: int | tuple[int, ...] = 3,
         padding: Padding | tuple[Padding, ...] = "zero",
+        patch: int | tuple[int, ...] = 1,
         normalise: Normalise = "first",
         with_state: bool = True,
         key: PRNGKeyArray,
@@ -250,15 +258,16 @@ class ConvLSTMGradMod2D(AbstractGradMod):
             along: "space" or "both".
             kernel_size: Odd number of taps, or one for each axis.
             padding: "zero" or "periodic", or one for each axis.
+            patch: Neighbours that are one point, or one number for each axis.
             normalise: As for `ConvLSTMGradMod1D`.
             with_state: Show x to the LSTM; states should be of order 1 then.
             key: Key of the weights.
         """
-        self.layout = make_layout(along, 3, num_channels)
+        self.layout = make_layout(along, 3, num_channels, patch)
         self.num_channels = num_channels
         self.normalise, self.with_state = _check_input(normalise, with_state)
         self.cell, self.out = _layers(
-            self.layout.num_axes, num_channels, hidden_dim, kernel_size, padding,
+            self.layout, num_channels, hidden_dim, kernel_size, padding,
             with_state, key,
         )  # fmt: skip
 
@@ -287,7 +296,7 @@ def _check_input(normalise: Any, with_state: Any) -> tuple[str, bool]:
 
 
 def _layers(
-    num_axes: int,
+    layout: Layout,
     channels: int,
     hidden: int,
     kernel_size: Any,
@@ -296,6 +305,7 @@ def _layers(
     key: PRNGKeyArray,
 ) -> tuple[ConvLSTMCell, Convolution]:
     check_count("hidden_dim", hidden)
+    num_axes, channels = layout.num_axes, channels * layout.widening
     kernel, borders = (
         check_kernel(kernel_size, num_axes),
         check_padding(padding, num_axes),

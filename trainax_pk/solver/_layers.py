@@ -74,27 +74,38 @@ class Layout(eqx.Module):
             are those of space, the times are channels. "both": all axes are points of
             one channel.
         rank: Number of axes of a state: 2 or 3.
+        patch: Neighbours along each axis of points that are one point with as many
+            times the channels.
     """
 
     along: str = eqx.field(static=True)
     rank: int = eqx.field(static=True)
+    patch: tuple[int, ...] = eqx.field(static=True)
 
     @property
     def num_axes(self) -> int:
         """Number of axes that are points."""
-        return {"time": 1, "space": self.rank - 1, "both": self.rank}[self.along]
+        return _num_axes(self.along, self.rank)
+
+    @property
+    def widening(self) -> int:
+        """Channels of a point over those of a state."""
+        return math.prod(self.patch)
 
     def points(self, x: Array) -> Array:
         """`(T, *space)` as `(*points, channels)`."""
         if self.along == "time":
-            return x
-        return x[..., None] if self.along == "both" else jnp.moveaxis(x, 0, -1)
+            fine = x
+        else:
+            fine = x[..., None] if self.along == "both" else jnp.moveaxis(x, 0, -1)
+        return fine if self.widening == 1 else _folded(fine, self.patch)
 
     def state(self, x: Array) -> Array:
         """`(*points, channels)` as `(T, *space)`."""
+        fine = x if self.widening == 1 else _unfolded(x, self.patch)
         if self.along == "time":
-            return x
-        return x[..., 0] if self.along == "both" else jnp.moveaxis(x, -1, 0)
+            return fine
+        return fine[..., 0] if self.along == "both" else jnp.moveaxis(fine, -1, 0)
 
     def check(self, x: Array, num_channels: int, who: str) -> None:
         """A state of this layout, or a ValueError."""
@@ -109,7 +120,9 @@ class Layout(eqx.Module):
             )
 
 
-def make_layout(along: Any, rank: int, num_channels: Any) -> Layout:
+def make_layout(
+    along: Any, rank: int, num_channels: Any, patch: int | tuple[int, ...] = 1
+) -> Layout:
     """A layout, its options checked."""
     allowed = ("time", "space", "both") if rank == 2 else ("space", "both")
     if along not in allowed:
@@ -120,7 +133,14 @@ def make_layout(along: Any, rank: int, num_channels: Any) -> Layout:
             f"Expected num_channels=1 with along='both', got {num_channels}. All axes "
             "are points there; pass 1, or another `along`."
         )
-    return Layout(along, rank)
+    num_axes = _num_axes(along, rank)
+    sizes = patch if isinstance(patch, tuple) else (patch,) * num_axes
+    if len(sizes) != num_axes:
+        raise ValueError(
+            f"Expected `patch` to be an integer or {num_axes} of them, got {patch!r}. "
+            "Pass one for each axis that is convolved."
+        )
+    return Layout(along, rank, tuple(check_count("patch", size) for size in sizes))
 
 
 def check_kernel(kernel_size: Any, num_axes: int) -> tuple[int, ...]:
@@ -185,6 +205,35 @@ def repeated(x: Float[Array, "*coarse c"], factor: int) -> Float[Array, "*points
     for axis in range(x.ndim - 1):
         x = jnp.repeat(x, factor, axis=axis)
     return x
+
+
+def _num_axes(along: str, rank: int) -> int:
+    return {"time": 1, "space": rank - 1, "both": rank}[along]
+
+
+def _folded(x: Array, patch: tuple[int, ...]) -> Array:
+    """`(*points, c)` as `(*points / patch, c · prod(patch))`."""
+    if any(n % p for n, p in zip(x.shape[:-1], patch, strict=True)):
+        raise ValueError(
+            f"Expected numbers of points that patch={patch} divides, got "
+            f"{list(x.shape[:-1])}. Change one of the two."
+        )
+    shape = [
+        size for n, p in zip(x.shape[:-1], patch, strict=True) for size in (n // p, p)
+    ]
+    blocks = x.reshape(*shape, x.shape[-1])
+    axes, count = range(2 * len(patch)), x.shape[-1] * math.prod(patch)
+    blocks = blocks.transpose(*axes[::2], *axes[1::2], 2 * len(patch))
+    return blocks.reshape(*blocks.shape[: len(patch)], count)
+
+
+def _unfolded(x: Array, patch: tuple[int, ...]) -> Array:
+    """The inverse of `_folded`."""
+    rank, points = len(patch), x.shape[:-1]
+    blocks = x.reshape(*points, *patch, -1)
+    pairs = [axis for i in range(rank) for axis in (i, rank + i)]
+    fine = [n * p for n, p in zip(points, patch, strict=True)]
+    return blocks.transpose(*pairs, 2 * rank).reshape(*fine, blocks.shape[-1])
 
 
 # What is gathered for the taps is as many times larger than x; gathering it again in the
