@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 import math
 
 import equinox as eqx
@@ -213,7 +214,9 @@ OTHER = {
     "cut_bptt_every": 2, "time_level_weights": (0.2, 0.3), "num_branch_steps": 2,
     "cut_div_chain": True, "branch_level_weights": (0.7,), "num_post_physics_steps": 2,
     "std": 0.9, "num_steps": 2, "lengths": (2, 1), "every": 7, "use_ema": True,
-    "horizon": 2,
+    "horizon": 2, "cut_prev": True, "cut_next": True, "gradient_weight": 0.4,
+    "prior_weight": 0.3, "target_prior_weight": 0.2, "head": "diagonal_gaussian",
+    "num_features": 5, "hidden_dim": 3, "learn_weights": True,
 }  # fmt: skip
 NEEDED = {
     "exponential": {"rate": 0.5, "period": 7.0},
@@ -259,22 +262,27 @@ def _inner(kind):
 
 
 def _show_configuration(spec):
-    built = spec.build(lambda u: 0.5 * u, CLOCK)
+    built = spec.build(lambda u: 0.5 * u, lambda num_times: CLOCK)
     text = eqx.tree_pformat(built, short_arrays=False)
     # A schedule prints as a function: its values tell.
     schedule = getattr(built, "schedule", None)
     return text, None if schedule is None else _values(schedule).tolist()
 
 
+def _form(spec):
+    key = jax.random.key(0)
+    if spec.needs == "pairs":
+        prior = tx.data.BoxUniform([0.0, 0.0, 1.0], [1.0, 2.0, 3.0])
+        # Bounds of a prior are looked at when it is built: no tracers.
+        return spec.build((1, 16), key, prior=prior)
+    return eqx.filter_eval_shape(spec.build, (1, 16), key)
+
+
 SHOW = {
     "schedule": lambda spec: _values(spec.build(CLOCK)).tolist(),
     "optimizer": lambda spec: _answers(spec.build(CLOCK)),
     "adjoint": lambda spec: repr(spec.build()),
-    "model": lambda spec: eqx.tree_pformat(
-        eqx.filter_eval_shape(
-            spec.build, (1, 16), jax.random.key(0)
-        )
-    ),
+    "model": lambda spec: eqx.tree_pformat(_form(spec)),
     "configuration": _show_configuration,
 }  # fmt: skip
 
@@ -307,7 +315,7 @@ def test_every_field_changes_what_is_built(family, kind, field):
         fields |= {"num_modes": 5}
     if field == "time_level_weights":
         fields |= {"num_rollout_steps": 1 if kind == "mix_chain" else 2}
-    if field == "adjoint":
+    if field in ("adjoint", "solver_adjoint"):
         other = make("adjoint", "k_step", k=1)
     else:
         other = VALUES.get((kind, field), OTHER.get(field))
@@ -323,7 +331,7 @@ def _shown(spec):
 
 def test_every_field_of_a_system_is_an_argument():
     for kind, cls in experiment.kinds_of("data").items():
-        if kind == "arrays":
+        if not hasattr(cls, "make"):
             continue
         arguments = set(inspect.signature(cls.make).parameters) - {"key"}
         own = {"kind", "data_seed", "split"}
@@ -393,7 +401,7 @@ def test_what_does_not_fit_together():
     with pytest.raises(ValueError, match="at most 9 modes for 16 points"):
         make("model", "fno").build((1, 16), jax.random.key(0))
     with pytest.raises(ValueError, match="whose stepper is known for `mix_chain`"):
-        make("configuration", "mix_chain").build(None, CLOCK)
+        make("configuration", "mix_chain").build(None, lambda num_times: CLOCK)
     with pytest.raises(ValueError, match="odd number of taps"):
         make("model", "conv", kernel_size=4)
     with pytest.raises(ValueError, match="one milestone between two lengths"):
@@ -404,6 +412,111 @@ def test_what_does_not_fit_together():
 def test_the_curriculum_follows_its_milestones():
     fields = {"lengths": (1, 2), "milestones": (1.5,), "unit": "epochs"}
     spec = make("configuration", "curriculum", **fields, **_inner("curriculum"))
-    lengths = _values(spec.build(None, CLOCK).schedule)
+    lengths = _values(spec.build(None, lambda num_times: CLOCK).schedule)
     np.testing.assert_array_equal(lengths, np.where(STEPS < 12, 1, 2))
     assert math.isclose(CLOCK.updates(1.5, "epochs"), 12)
+
+
+DATA = {
+    "observations": (
+        {"system": {"kind": "lorenz_63", "num_samples": 10, "temporal_horizon": 8}},
+        {"system": {"kind": "lorenz_63", "num_samples": 10, "temporal_horizon": 9},
+         "every": 3, "noise_std": 0.2, "scale": 5.0, "data_seed": 1,
+         "split": [0.6, 0.2, 0.2]},
+    ),
+    "lorenz_63_parameters": (
+        {"num_samples": 10},
+        {"num_samples": 20, "num_times": 4, "every": 2, "dt": 0.02, "data_seed": 1,
+         "sigma": [9.0, 10.0], "rho": [25.0, 26.0], "beta": [2.0, 2.1],
+         "noise_std": 0.1, "num_warmup_steps": 3, "split": [0.6, 0.2, 0.2]},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DATA)
+def test_every_field_of_samples_changes_them(kind):
+    fields, others = DATA[kind]
+    assert set(others) == set(experiment.kinds_of("data")[kind].model_fields) - {"kind"}
+    before = _sampled(kind, fields)
+    for name, value in others.items():
+        assert _sampled(kind, fields | {name: value}) != before, name
+
+
+def _sampled(kind, fields):
+    spec = experiment.kinds_of("data")[kind].model_validate_json(json.dumps(fields))
+    train = spec.build().train
+    return [x.tolist() for x in jax.tree.leaves(train.arrays)]
+
+
+def test_samples_are_disjoint_and_mean_what_they_say():
+    spec = make("data", "lorenz_63_parameters", num_samples=20, noise_std=0.0)
+    parts = [part.arrays for part in spec.build()]
+    assert [len(p.theta) for p in parts] == [16, 2, 2]
+    assert len(np.unique(np.concatenate([p.theta for p in parts]), axis=0)) == 20
+    theta, x = parts[0].theta[0], parts[0].x[0]
+    assert x.shape == spec.state_shape() == (20, 3)
+    stepper = tx.sample_data.make_lorenz_63_stepper(
+        0.01, sigma=float(theta[0]), rho=float(theta[1]), beta=float(theta[2])
+    )
+    states = tx.rollout(stepper, jnp.ones(3), 150)
+    np.testing.assert_allclose(x, states[50::5], rtol=1e-8)
+    windows = make(
+        "data", "observations", noise_std=0.0, every=3, scale=2.0,
+        system=make("data", "lorenz_63", num_samples=10, temporal_horizon=8),
+    )  # fmt: skip
+    batch = windows.build().train.arrays
+    assert batch.mask[:, ::3].all() and batch.mask.sum() == batch.mask[:, ::3].sum()
+    np.testing.assert_allclose(batch.input[:, ::3], batch.target[:, ::3])
+    with pytest.raises(ValueError, match="no part empty"):
+        make("data", "lorenz_63_parameters", num_samples=3).build()
+    with pytest.raises(ValueError, match="bounds that ascend"):
+        make("data", "lorenz_63_parameters", rho=(3.0, 2.0))
+    with pytest.raises(ValueError, match="system whose state is a vector"):
+        make("data", "observations", system=make("data", "advection_1d"))
+
+
+def test_a_field_of_a_netcdf_file(tmp_path):
+    h5netcdf = pytest.importorskip("h5netcdf")
+    field = np.random.default_rng(0).normal(280.0, 5.0, size=(30, 5, 4))
+    path = tmp_path / "field.nc"
+    with h5netcdf.File(path, "w") as file:
+        file.dimensions = {"time": 30, "y": 5, "x": 4}
+        file.create_variable("t2m", ("time", "y", "x"), data=field)
+    given = {"path": str(path), "variable": "t2m", "shape": (30, 5, 4)}
+    spec = make("data", "netcdf", coarsen=2, guard=3, split=(0.5, 0.25, 0.25), **given)
+    split, (mean, std) = spec.build(), spec.standardisation()
+    assert [p.state.shape for p in split] == [(1, n, 1, 3, 2) for n in (12, 6, 6)]
+    assert spec.state_shape() == (1, 3, 2)
+    np.testing.assert_allclose(split.train.state.mean(), 0, atol=1e-10)
+    np.testing.assert_allclose(
+        mean + std * np.asarray(split.test.state)[0, :, 0], field[-6:, ::2, ::2]
+    )
+    for change, message in (
+        ({"variable": "u10"}, "Expected a variable 'u10'"),
+        ({"shape": (31, 5, 4)}, "Expected shape \\(31, 5, 4\\)"),
+        ({"path": "nowhere.nc"}, "found none. Give `data.path`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make("data", "netcdf", **(given | change)).build()
+
+
+def test_a_residuum_of_the_datas_stepper():
+    spec = make("configuration", "residuum", num_rollout_steps=2, cut_prev=True)
+    built = spec.build(lambda u: 2 * u, lambda num_times: CLOCK)
+    loss, _ = built(lambda u: 3 * u, jnp.ones((1, 1, 1)))
+    assert built.num_times == 1 and float(loss) == 10.0  # 1² + 3²
+    with pytest.raises(ValueError, match="whose stepper is known for `residuum`"):
+        spec.build(None, lambda num_times: CLOCK)
+
+
+def test_parts_of_a_run_fit_each_other():
+    text = """
+    data: {kind: lorenz_63_parameters, num_samples: 10}
+    model: {kind: mlp}
+    configuration: amortized_nll
+    optimizer: {kind: adam, learning_rate: 1e-3}
+    training: {num_steps: 10, batch_size: 8}
+    """
+    with pytest.raises(experiment.RunFileError, match="model mlp needs states"):
+        experiment.read_run(text)

@@ -1,7 +1,9 @@
 """From file to artifact and back: training, reproduction, operators, the command line."""
 
+import base64
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ import trainax_pk as tx
 from trainax_pk import experiment
 from trainax_pk.__main__ import main
 
+ROOT = Path(__file__).resolve().parent.parent
 TEXT = """\
 precision: float64
 data: {kind: advection_1d, num_points: 12, num_samples: 10, temporal_horizon: 6}
@@ -189,20 +192,63 @@ def test_precision_is_asked_for(trained):
         experiment.build(narrow)
 
 
-@pytest.mark.parametrize(
-    "name", [p.stem for p in (Path(__file__).parent.parent / "examples").glob("*.yaml")]
-)
-def test_examples_train_at_a_small_size(name, tmp_path):
-    path = Path(__file__).parent.parent / "examples" / f"{name}.yaml"
-    size = [
-        "data.num_samples=10",
-        "data.temporal_horizon=13",
-        "model.hidden_channels=2",
-    ]
-    length = ["training.num_steps=4", "training.num_epochs=null", "callbacks=[]"]
-    run = experiment.read_run(path, [*size, *length, "precision=float64"])
-    _, history, _ = experiment.train(run, tmp_path)
+FEW = ["training.num_steps=4", "training.num_epochs=null", "callbacks=[]"]
+SYSTEM = ["data.num_samples=10", "data.temporal_horizon=13", "model.hidden_channels=2"]
+FOLDER = Path(os.environ.get("TRAINAX_PK_DATA", ROOT.parent / "shared" / "data"))
+ERA5 = FOLDER / "era5_t2m_uk_2019_03.nc"
+# How each example is made small, and a constant of its data to be changed.
+EXAMPLES = {
+    "advection": (SYSTEM, "cfl", 0.7),
+    "kuramoto_sivashinsky": (SYSTEM, "domain_extent", 35.0),
+    "lorenz_posterior": (
+        ["data.num_samples=400", "model.num_features=3", "model.width=4"],
+        "dt", 0.011,
+    ),
+    "lorenz_4dvarnet": (
+        ["data.system.num_samples=20", "data.system.temporal_horizon=8",
+         "model.hidden_dim=2", "model.num_steps=2"],
+        "system.rho", 27.0,
+    ),
+    "era5_temperature": (
+        [f"data.path={ERA5}", "data.coarsen=8", "model.hidden_channels=2",
+         "model.depth=1", "data.split=[0.92, 0.04, 0.04]"],
+        "coarsen", 7,
+    ),
+}  # fmt: skip
+
+
+def test_every_example_is_trained():
+    assert set(EXAMPLES) == {p.stem for p in (ROOT / "examples").glob("*.yaml")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_train_and_are_reproduced_at_a_small_size(name, tmp_path):
+    if name == "era5_temperature" and not ERA5.is_file():
+        pytest.skip(f"{ERA5} is not there")
+    size, constant, value = EXAMPLES[name]
+    fields = [*size, *FEW, "precision=float64"]
+    run = experiment.read_run(ROOT / "examples" / f"{name}.yaml", fields)
+    _, history, artifact = experiment.train(run, tmp_path)
     assert history.loss.shape == (4,) and bool(jnp.all(jnp.isfinite(history.loss)))
+    assert all(np.isfinite(list(artifact["results"].values())))
+    same = experiment.reproduce(tmp_path)
+    assert same.is_identical and not same.differences
+    operator = experiment.load_operator(tmp_path)
+    assert operator.get_config() == run.to_data()
+
+    rate = run.to_data()["optimizer"]["learning_rate"]
+    place = "learning_rate.peak" if isinstance(rate, dict) else "learning_rate"
+    again = experiment.read_run(
+        yaml.safe_dump(run.to_data()),
+        [f"data.{constant}={value}", f"optimizer.{place}=0.0123"],
+    )
+    found = experiment.reproduce(tmp_path, again)
+    assert found.differences[f"dataset.{constant}"][1] == value
+    assert found.differences[f"pipeline.optimizer.{place}"][1] == 0.0123
+    parts = {"dataset", f"dataset.{constant}", f"pipeline.optimizer.{place}"}
+    assert set(found.differences) - parts <= {"weights", "losses"}
+    assert not found.is_identical
 
 
 def test_modules_of_the_user_register_kinds(tmp_path):
@@ -236,3 +282,113 @@ class Stencil(AbstractSpec):
         [*command, "--module", "my_models"], env=environment, **options
     )
     assert with_it.returncode == 0 and "taps: 5" in with_it.stdout
+
+
+def test_a_run_is_resumed_from_its_folder_alone(tmp_path, capsys, monkeypatch):
+    run = experiment.read_run(TEXT)
+    whole, _, _ = experiment.train(run, tmp_path / "whole")
+    segment = tx.checkpoint.Segment(epochs=1.5)
+    built, folder = experiment.build(run), tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        # As a signal would: it stops, saved, before there is an artifact.
+        patch.setattr(
+            experiment.Built, "train",
+            lambda self, f: (_ for _ in ()).throw(SystemExit(143))
+            if self.trainer(self.model, key=self.key, run_dir=f, segment=segment) else 0,
+        )  # fmt: skip
+        with pytest.raises(SystemExit):
+            experiment.train(built, folder)
+    assert not (folder / experiment.ARTIFACT).exists()
+    assert main(["resume", str(folder)]) == 0
+    assert "12 updates" in capsys.readouterr().out
+    again = experiment.load_operator(folder).model
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
+        assert not isinstance(a, jax.Array) or np.array_equal(a, b)
+    assert main(["resume", str(tmp_path)]) == 2
+    assert "expected a file, found none" in capsys.readouterr().err
+
+
+def test_a_report_is_one_page(trained, tmp_path, capsys):
+    folder, *_, artifact = trained
+    assert main(["report", str(folder)]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    page = path.read_text()
+    assert page.count('src="data:image/png;base64,') == page.count("<img") == 3
+    # Nothing is fetched: no address, no script, no style sheet or frame from elsewhere.
+    for outside in ("http", "//", "<script", "<link", "<iframe", "url(", "@import"):
+        assert outside not in re.sub(r"base64,[^\"]+", "", page), outside
+    for word in ("Adjoints", "checkpointed", "cfl: 0.75", artifact["weights"]["sha256"],
+                 artifact["versions"]["jax"], "test nrmse one step"):  # fmt: skip
+        assert word in page
+    pictures = re.findall(r'base64,([^"]+)"', page)
+    assert all(base64.b64decode(p).startswith(b"\x89PNG") for p in pictures)
+    assert main(["report", str(tmp_path)]) == 2
+    assert "expected a file, found none" in capsys.readouterr().err
+
+
+def test_adjoints_are_measured(tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text(TEXT)
+    assert main(["bench", "adjoints", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "checkpointed" in out and "Relative to direct" in out
+    inner = "{kind: input_noise, std: 0.1, configuration: supervised}"
+    file.write_text(TEXT.replace("{kind: supervised, num_rollout_steps: 2}", inner))
+    assert main(["bench", "adjoints", str(file)]) == 2
+    assert "a model with an adjoint" in capsys.readouterr().err
+
+
+def test_a_registry(trained, tmp_path):
+    folder, _, model, _, artifact = trained
+    registry = experiment.Registry(tmp_path / "registry")
+    assert registry.digests() == [] and registry.tags() == {}
+    digest = registry.store(folder, tags=["best", "v1.0"])
+    assert registry.store(folder / experiment.ARTIFACT) == digest
+    assert registry.digests() == [digest] and registry.tags() == dict.fromkeys(
+        ("best", "v1.0"), digest
+    )
+    u = jnp.sin(jnp.arange(12.0))[None]
+    np.testing.assert_array_equal(registry.load("best")(u), model(u))
+    assert experiment.read_artifact(registry.resolve(digest[:6])) == artifact
+    registry.tag("best", "newest")
+    assert registry.resolve("newest") == registry.resolve(digest)
+    for name in ("other", digest[:5], "f" * 64):
+        with pytest.raises(KeyError, match="Expected a tag or the beginning of one"):
+            registry.resolve(name)
+    for tag in ("../up", "", ".hidden", "a b"):
+        with pytest.raises(ValueError, match="Expected a tag of letters"):
+            registry.tag("best", tag)
+    weights = registry.resolve("best") / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    with pytest.raises(experiment.ArtifactDamaged, match="SHA-256"):
+        registry.load("best")
+
+
+def test_preprocessing_travels_with_the_model(trained, tmp_path):
+    folder, _, model, *_ = trained
+    for name in (experiment.ARTIFACT, "weights.safetensors"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    page = tmp_path / experiment.ARTIFACT
+    found = page.read_text().replace(
+        "preprocessing: null", "preprocessing: {mean: 3.0, std: 2.0}"
+    )
+    page.write_text(found)
+    operator = experiment.load_operator(tmp_path)
+    u = jnp.sin(jnp.arange(12.0))[None]
+    np.testing.assert_allclose(operator(2 * u + 3), 2 * model(u) + 3, rtol=1e-12)
+    both = experiment.Sequential(operator, experiment.Standardise(3.0, 2.0))
+    np.testing.assert_allclose(both(2 * u + 3), model(u), rtol=1e-12)
+    kinds = [c["class"] for c in both.get_config()["operators"]]
+    assert kinds == ["Operator", "Standardise"] and both.state["class"] == "Sequential"
+    with pytest.raises(ValueError, match="Expected operators, got \\(\\)"):
+        experiment.Sequential()
+
+
+def test_the_demo_is_called(tmp_path, monkeypatch):
+    # What it does, test_demo.py tells.
+    called = []
+    monkeypatch.setattr("trainax_pk.demo.__main__.main", called.append)
+    assert main(["demo", "--small", "--output", str(tmp_path)]) == 0
+    assert called == [["--output", str(tmp_path), "--small"]]

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +12,12 @@ import jax
 import yaml
 
 import trainax_pk.experiment as experiment
+from trainax_pk._extras import load
 from trainax_pk.checkpoint import RunChanged
 
 _DONE, _DIFFERENT, _REFUSED = 0, 1, 2
+# Best trials of a sweep that are printed; the file has all.
+_SHOWN = 10
 _EPILOG = """exit codes: 0 done; 1 a reproduction that differs; 2 a command, file or folder
 that cannot be used, nothing computed; 130 and 143 interrupted, and saved."""
 
@@ -62,11 +66,14 @@ class _Refused(Exception):
 
 def _run(options: argparse.Namespace) -> int:
     run = _read(options)
-    folder = options.run_dir or Path("runs") / options.file.stem
+    return _do_run(run, options.run_dir or Path("runs") / options.file.stem)
+
+
+def _do_run(run: experiment.Run, folder: Path) -> int:
     try:
         built = experiment.build(run, progress=sys.stderr.isatty())
     except ValueError as error:
-        raise _Refused(f"{options.file}: {error}") from error
+        raise _Refused(str(error)) from error
     _, history, artifact = experiment.train(built, folder)
     _say(f"{int(history.state.step)} updates; {history.program}")
     for name, value in artifact["results"].items():
@@ -90,6 +97,72 @@ def _show(options: argparse.Namespace) -> int:
 def _schema(options: argparse.Namespace) -> int:
     del options
     _say(json.dumps(experiment.json_schema(), indent=1))
+    return _DONE
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    spec = experiment.read_sweep(options.file, options.fields)
+    _set_precision(spec.run)
+    return _do_sweep(spec, options.sweep_dir or Path("sweeps") / options.file.stem)
+
+
+def _do_sweep(spec: experiment.HyperSweep, folder: Path) -> int:
+    try:
+        ranked = experiment.sweep(spec, folder, progress=sys.stderr.isatty())
+    except ValueError as error:
+        raise _Refused(str(error)) from error
+    for place, trial in enumerate(ranked[:_SHOWN], 1):
+        fields = ", ".join(f"{name}={value}" for name, value in trial.fields.items())
+        _say(f"{place}. {trial.value:.6g}  {trial.status}  {fields}")
+    counts = Counter(trial.status for trial in ranked)
+    _say(", ".join(f"{n} {status}" for status, n in counts.items()))
+    _say(str(folder / experiment.RANKING))
+    return _DONE
+
+
+def _resume(options: argparse.Namespace) -> int:
+    folder = options.run_dir
+    if (folder / experiment.SWEEP).is_file():
+        spec = experiment.read_sweep(folder / experiment.SWEEP)
+        _set_precision(spec.run)
+        return _do_sweep(spec, folder)
+    run = experiment.read_run(folder / experiment.RUN)
+    _set_precision(run)
+    return _do_run(run, folder)
+
+
+def _report(options: argparse.Namespace) -> int:
+    recorded = experiment.read_artifact(options.run_dir)
+    _set_precision(experiment.read_run(yaml.safe_dump(recorded["run"])))
+    try:
+        page = experiment.report(options.run_dir)
+    except ValueError as error:
+        raise _Refused(str(error)) from error
+    _say(str(page))
+    return _DONE
+
+
+def _bench(options: argparse.Namespace) -> int:
+    run = _read(options)
+    try:
+        found = experiment.compare_adjoints(run)
+    except ValueError as error:
+        raise _Refused(f"{options.file}: {error}") from error
+    if found is None:
+        raise _Refused(
+            f"{options.file}: expected a configuration or a model with an adjoint, got "
+            "none. Choose for example `configuration: supervised`."
+        )
+    _say(str(found))
+    return _DONE
+
+
+def _demo(options: argparse.Namespace) -> int:
+    load("matplotlib", "plot")
+    # Not imported above: it draws pictures, and every other command does without.
+    small = ["--small"] if options.small else []
+    output = ["--output", str(options.output)]
+    importlib.import_module("trainax_pk.demo.__main__").main([*output, *small])
     return _DONE
 
 
@@ -130,20 +203,31 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--run-dir", type=Path, help="by default runs/NAME OF THE FILE")
     validate = add("validate", _validate, "Check a file; compute nothing.")
     show = add("show", _show, "Print a file with every field written out.")
-    for one in (run, validate, show):
-        one.add_argument("file", type=Path, metavar="run.yaml")
+    sweep = add("sweep", _sweep, "Train the trials that a file describes, rank them.")
+    sweep.add_argument("--sweep-dir", type=Path, help="by default sweeps/FILE'S NAME")
+    bench = add("bench", _bench, "Measure parts of a run.")
+    bench.add_argument("what", choices=["adjoints"], help="gradients under adjoints")
+    for one in (run, validate, show, sweep, bench):
+        one.add_argument("file", type=Path, metavar="file.yaml")
         one.add_argument("fields", nargs="*", metavar="field=value")
+    resume = add("resume", _resume, "Go on with a run or a sweep, from its folder.")
+    report = add("report", _report, "Write a page about a run; needs the extra `plot`.")
+    for one in (resume, report):
+        one.add_argument("run_dir", type=Path)
+    again = add("reproduce", _reproduce, "Train again what an artifact says, compare.")
+    again.add_argument("artifact", type=Path)
+    again.add_argument("fields", nargs="*", metavar="field=value")
+    for one in (run, validate, show, sweep, bench, resume, report, again):
         one.add_argument(
             "--module",
             action="append",
             metavar="NAME",
             help="a Python module that registers kinds; files alone run no code",
         )
-    again = add("reproduce", _reproduce, "Train again what an artifact says, compare.")
-    again.add_argument("artifact", type=Path)
-    again.add_argument("fields", nargs="*", metavar="field=value")
-    again.add_argument("--module", action="append", metavar="NAME")
     add("schema", _schema, "Print the JSON schema of run files, for editors.")
+    demo = add("demo", _demo, "Train two emulators and draw what they learned.")
+    demo.add_argument("--output", type=Path, default=Path("demo_output"))
+    demo.add_argument("--small", action="store_true", help="a few updates only")
     return parser
 
 

@@ -1,6 +1,7 @@
 """What a run leaves behind: weights, and a page that says where they are from."""
 
 import datetime
+import functools
 import hashlib
 import json
 import os
@@ -17,23 +18,21 @@ import equinox as eqx
 import jax
 import numpy as np
 import yaml
-from jaxtyping import PyTree
 
 import trainax_pk.metrics as metrics
 from trainax_pk._files import LocalFiles
 from trainax_pk._rollout import rollout
-from trainax_pk.experiment._run import Built, Run, build, check_precision
-from trainax_pk.experiment._weights import (
-    hash_weights,
-    load_weights,
-    name_arrays,
-    save_weights,
-)
+from trainax_pk.callback import Context, Validation
+from trainax_pk.data import Samples
+from trainax_pk.experiment._run import Built, Run, build
+from trainax_pk.experiment._weights import hash_weights, name_arrays, save_weights
 from trainax_pk.experiment._yaml import RunFileError, read_file
+from trainax_pk.step import TrainState
 
 SCHEMA = 1
 ARTIFACT = "training-artifact.yaml"
 WEIGHTS = "weights.safetensors"
+RUN = "run.yaml"
 _LIBRARIES = ("trainax_pk", "jax", "jaxlib", "equinox", "optax", "numpy")
 
 
@@ -46,8 +45,8 @@ def train(
 
     Args:
         run: The description, or what `build` made of it.
-        run_dir: Holds `checkpoints/`, `metrics.jsonl`, `weights.safetensors` and
-            `training-artifact.yaml` afterwards.
+        run_dir: Holds `run.yaml` from the beginning; afterwards `checkpoints/`,
+            `metrics.jsonl`, `weights.safetensors` and `training-artifact.yaml`.
         progress: Show a bar.
 
     Returns:
@@ -76,18 +75,43 @@ def train(
     folder = Path(run_dir).expanduser().absolute()
     began = time.perf_counter()
     built = run if isinstance(run, Built) else build(run, progress=progress)
+    described = yaml.safe_dump(built.run.to_data(), sort_keys=False, width=88).encode()
+    files = LocalFiles(folder)
+    if files.size(RUN) is None:
+        files.write(RUN, described)
     model, history = built.train(folder)
+    if files.read(RUN) != described:
+        # Longer than it was begun with, say: the trainer has let it pass.
+        files.write(RUN, described)
     seconds = time.perf_counter() - began
     kept = read_artifact(folder) if (folder / ARTIFACT).is_file() else None
     if kept and kept["run"] == built.run.to_data():
         # The run had ended before: the page says when, and how long it took.
         if kept["weights"]["sha256"] == hash_weights(model):
             return model, history, kept
+    return model, history, write_artifact(built, model, history, seconds, folder)
+
+
+def write_artifact(
+    built: Built, model: Any, history: Any, seconds: float, folder: Path
+) -> dict[str, Any]:
+    """Leaves weights and artifact in a folder.
+
+    Args:
+        built: The run.
+        model: Trained.
+        history: Of its training.
+        seconds: How long that took.
+        folder: Where.
+
+    Returns:
+        The artifact as data.
+    """
     save_weights(model, folder / WEIGHTS)
     artifact = _describe(built, model, history, seconds)
     text = yaml.safe_dump(artifact, sort_keys=False, allow_unicode=True, width=88)
     LocalFiles(folder).write(ARTIFACT, text.encode())
-    return model, history, artifact
+    return artifact
 
 
 class Reproduction(eqx.Module):
@@ -135,7 +159,7 @@ def reproduce(source: str | Path, run: Run | None = None) -> Reproduction:
     """
     recorded = read_artifact(source)
     run = Run.model_validate_json(json.dumps(recorded["run"])) if run is None else run
-    if run.training.program == "auto":
+    if run.training.program == "auto" and recorded["program"] in ("loop", "scan"):
         # What was measured there may be measured otherwise here.
         family = {"program": recorded["program"]}
         training = run.training.model_copy(update=family)
@@ -186,84 +210,6 @@ def read_artifact(source: str | Path) -> dict[str, Any]:
     return found
 
 
-class Operator(eqx.Module):
-    """A trained model as an operator: it steps, and says what it is.
-
-    `operator(u)` is the next state; it stands wherever a stepper may, such as
-    `tx.rollout` or `tx.data.StepperModel`.
-
-    Attributes:
-        model: The network with its trained weights.
-        config: The artifact's run, JSON values alone.
-
-    Example:
-        >>> from trainax_pk.experiment import Operator
-        >>> double = Operator(lambda u: 2 * u, {"seed": 0})
-        >>> double(3.0), double.get_config()
-        (6.0, {'seed': 0})
-    """
-
-    model: Any
-    config: dict[str, Any] = eqx.field(static=True)
-
-    def __call__(self, u: PyTree[jax.Array]) -> PyTree[jax.Array]:
-        """The next state."""
-        return self.model(u)
-
-    def get_config(self) -> dict[str, Any]:
-        """What it was trained with."""
-        return self.config
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """Where to find its class, and its configuration."""
-        cls = type(self)
-        return {"module": cls.__module__, "class": cls.__name__, "config": self.config}
-
-
-def load_operator(source: str | Path) -> Operator:
-    """A trained model from its artifact alone; no pickle is involved.
-
-    Args:
-        source: An artifact, or the folder that holds it.
-
-    Returns:
-        The operator.
-
-    Raises:
-        RunFileError: No artifact.
-        ArtifactDamaged: Weights that are not the recorded ones.
-        ValueError: JAX's 64-bit mode does not fit the run's precision.
-
-    Example:
-        >>> import tempfile
-        >>> import jax.numpy as jnp
-        >>> from trainax_pk import experiment
-        >>> run = experiment.read_run('''
-        ... data: {kind: lorenz_63, num_samples: 10, temporal_horizon: 20}
-        ... model: {kind: mlp, width: 8, depth: 1}
-        ... configuration: supervised
-        ... optimizer: {kind: adam, learning_rate: 1e-3}
-        ... training: {num_steps: 10, batch_size: 8}
-        ... ''')
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     model, _, _ = experiment.train(run, folder)
-        ...     operator = experiment.load_operator(folder)
-        >>> u = jnp.ones(3)
-        >>> bool((operator(u) == model(u)).all()), operator.state["class"]
-        (True, 'Operator')
-    """
-    path = Path(source)
-    folder = path if path.is_dir() else path.parent
-    artifact = read_artifact(source)
-    run = Run.model_validate_json(json.dumps(artifact["run"]))
-    check_precision(run)
-    like = run.model.build(run.data.state_shape(), jax.random.key(0))
-    weights = artifact["weights"]
-    model = load_weights(like, folder / weights["file"], weights["sha256"])
-    return Operator(model, artifact["run"])
-
-
 def _describe(built: Built, model: Any, history: Any, seconds: float) -> dict[str, Any]:
     run = built.run.to_data()
     dataset = hash_weights(built.split.train)
@@ -276,6 +222,7 @@ def _describe(built: Built, model: Any, history: Any, seconds: float) -> dict[st
         "schema": SCHEMA,
         "run_id": run_id,
         "run": run,
+        "preprocessing": built.scale and built.scale._asdict(),
         "pipeline_sha256": pipeline_hash,
         "dataset_sha256": dataset,
         "weights": {
@@ -294,36 +241,52 @@ def _describe(built: Built, model: Any, history: Any, seconds: float) -> dict[st
         f"{os.cpu_count()} cores",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "duration_seconds": round(seconds, 3),
-        "git": _git(),
+        "git": _git(os.getcwd()),
     }
 
 
 def _results(built: Built, model: Any, history: Any) -> dict[str, float]:
     found = {"last_loss": float(history.loss[-1])}
-    test = built.split.test.state
-    if test.shape[0] and test.shape[1] > 1:
-        steps = test.shape[1] - 1
-        predicted = jax.vmap(lambda u: rollout(model, u, steps))(test[:, 0])
-        nrmse = metrics.nrmse_per_lead_time(predicted, test[:, 1:])
+    test = built.split.test
+    if isinstance(test, Samples):
+        callback = Validation(built.trainer.configuration, test, every=1)
+        state = TrainState.create(model, built.trainer.optimizer, key=history.state.key)
+        return found | {"test_loss": float(callback(Context(0, state, lambda: None)))}
+    if test.state.shape[1] > 1:
+        nrmse, mean = _test_errors(model, test.state)
         found["test_nrmse_one_step"] = float(nrmse[0])
-        found["test_nrmse_geometric_mean"] = float(
-            metrics.geometric_mean(nrmse, horizon=min(100, steps))
-        )
+        found["test_nrmse_geometric_mean"] = float(mean)
     return found
 
 
+@eqx.filter_jit
+def _test_errors(model: Any, test: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """nRMSE by lead time, and its geometric mean over at most 100."""
+    steps = test.shape[1] - 1
+    predicted = jax.vmap(lambda u: rollout(model, u, steps))(test[:, 0])
+    nrmse = metrics.nrmse_per_lead_time(predicted, test[:, 1:])
+    return nrmse, metrics.geometric_mean(nrmse, horizon=min(100, steps))
+
+
+@functools.cache
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {
         name: metadata.version(name) for name in _LIBRARIES
     }
 
 
-def _git() -> dict[str, Any] | None:
+# Once for all trials of a sweep; by folder, which a process may change.
+@functools.cache
+def _git(folder: str) -> dict[str, Any] | None:
     """Commit of the working folder, None outside of a repository."""
 
     def ask(*arguments: str) -> str:
         done = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
+            ["git", "-C", folder, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         )
         return done.stdout.strip()
 

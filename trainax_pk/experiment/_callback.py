@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+import equinox as eqx
+
 import trainax_pk.callback as callbacks
 import trainax_pk.metrics as metrics
 from trainax_pk.data import Split
@@ -30,6 +32,21 @@ class Validation(AbstractCallbackSpec):
         )
 
 
+class GeometricMean(eqx.Module):
+    """Geometric mean of the nRMSE over lead times; equal ones are compiled once.
+
+    Attributes:
+        horizon: Over so many; None for all.
+    """
+
+    horizon: int | None = eqx.field(static=True)
+
+    def __call__(self, prediction: Any, reference: Any) -> Any:
+        """The mean."""
+        nrmse = metrics.nrmse_per_lead_time(prediction, reference)
+        return metrics.geometric_mean(nrmse, horizon=self.horizon)
+
+
 @register("callback")
 class Rollout(AbstractCallbackSpec):
     """`tx.callback.RolloutMetrics`: nRMSE by lead time, and its geometric mean over the
@@ -42,11 +59,7 @@ class Rollout(AbstractCallbackSpec):
     def build(self, configuration: Any, split: Split) -> Any:
         """The callback."""
         del configuration
-
-        def mean(prediction: Any, reference: Any) -> Any:
-            nrmse = metrics.nrmse_per_lead_time(prediction, reference)
-            return metrics.geometric_mean(nrmse, horizon=self.horizon)
-
+        mean = GeometricMean(self.horizon)
         return callbacks.RolloutMetrics(
             split.validation,
             {"nrmse": metrics.nrmse_per_lead_time, "geometric_mean": mean},

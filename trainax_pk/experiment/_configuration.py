@@ -1,8 +1,10 @@
 """Compute graphs of training and their adjoints, by name."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import optax
 import pydantic
@@ -15,6 +17,7 @@ from trainax_pk.experiment._data import Count
 from trainax_pk.experiment._schedule import Clock, NonNegative, Positive
 from trainax_pk.experiment._spec import AbstractSpec, Family, register
 
+Clocks = Callable[[int], Clock]
 Loss = Literal["mse", "mae", "rmse", "nmse", "nmae", "nrmse"]
 
 
@@ -57,8 +60,19 @@ class KStep(AbstractAdjointSpec):
         return adjoints.KStepAdjoint(self.k)
 
 
-class AbstractRollout(AbstractSpec):
-    """A configuration over time: `build(stepper, clock)`, the stepper that of the data."""
+class AbstractConfiguration(AbstractSpec):
+    """The compute graph of the loss: `build(stepper, clock)`.
+
+    To add a kind: implement `build`. The stepper is that of the data, or None. `clock` is
+    a function: times that a sample needs to a `Clock`, which tells how long the run is.
+    What the configuration `needs` is what data have to give.
+    """
+
+    needs: ClassVar[str] = "states"
+
+
+class AbstractRollout(AbstractConfiguration):
+    """A configuration over time."""
 
     num_rollout_steps: Count = 1
     loss: Loss = "mse"
@@ -94,7 +108,7 @@ class Supervised(AbstractRollout):
 
     kind: Literal["supervised"] = "supervised"
 
-    def build(self, stepper: Any, clock: Clock) -> Any:
+    def build(self, stepper: Any, clock: Clocks) -> Any:
         """The configuration."""
         del stepper, clock
         return configurations.Supervised(self.num_rollout_steps, **self.options())
@@ -109,7 +123,7 @@ class DivertedChain(AbstractRollout):
     cut_div_chain: bool = False
     branch_level_weights: tuple[NonNegative, ...] | None = None
 
-    def build(self, stepper: Any, clock: Clock) -> Any:
+    def build(self, stepper: Any, clock: Clocks) -> Any:
         """The configuration."""
         del clock
         weights = self.branch_level_weights
@@ -130,7 +144,7 @@ class MixChain(AbstractRollout):
     kind: Literal["mix_chain"] = "mix_chain"
     num_post_physics_steps: Count = 1
 
-    def build(self, stepper: Any, clock: Clock) -> Any:
+    def build(self, stepper: Any, clock: Clocks) -> Any:
         """The configuration."""
         del clock
         return configurations.MixChainPostPhysics(
@@ -141,39 +155,107 @@ class MixChain(AbstractRollout):
         )
 
 
+@register("configuration")
+class Residuum(AbstractRollout):
+    """`tx.configuration.Residuum` of R(u_next, u) = u_next - Φ(u), Φ the data's stepper."""
+
+    kind: Literal["residuum"] = "residuum"
+    loss: Literal["mse", "mae", "rmse"] = "mse"
+    cut_prev: bool = False
+    cut_next: bool = False
+
+    def build(self, stepper: Any, clock: Clocks) -> Any:
+        """The configuration."""
+        del clock
+        return configurations.Residuum(
+            self.num_rollout_steps,
+            residuum_fn=OneStep(_needed(stepper, self.kind)),
+            cut_prev=self.cut_prev,
+            cut_next=self.cut_next,
+            **self.options(),
+        )
+
+
+class OneStep(eqx.Module):
+    """R(u_next, u) = u_next - Φ(u).
+
+    Attributes:
+        stepper: Φ.
+    """
+
+    stepper: Any
+
+    def __call__(self, u_next: Any, u: Any) -> Any:
+        """The residuum."""
+        return jax.tree.map(jnp.subtract, u_next, self.stepper(u))
+
+
+@register("configuration")
+class Reconstruction(AbstractConfiguration):
+    """`tx.configuration.Reconstruction`."""
+
+    needs: ClassVar[str] = "observations"
+    kind: Literal["reconstruction"] = "reconstruction"
+    gradient_weight: NonNegative = 0.0
+    prior_weight: NonNegative = 0.0
+    target_prior_weight: NonNegative = 0.0
+
+    def build(self, stepper: Any, clock: Clocks) -> Any:
+        """The configuration."""
+        del stepper, clock
+        return configurations.Reconstruction(
+            gradient_weight=self.gradient_weight,
+            prior_weight=self.prior_weight,
+            target_prior_weight=self.target_prior_weight,
+        )
+
+
+@register("configuration")
+class AmortizedNLL(AbstractConfiguration):
+    """`tx.configuration.AmortizedNLL`."""
+
+    needs: ClassVar[str] = "pairs"
+    kind: Literal["amortized_nll"] = "amortized_nll"
+
+    def build(self, stepper: Any, clock: Clocks) -> Any:
+        """The configuration."""
+        del stepper, clock
+        return configurations.AmortizedNLL()
+
+
 _Inner = Annotated[AbstractSpec, Family("configuration")]
 
 
 @register("configuration")
-class InputNoise(AbstractSpec):
+class InputNoise(AbstractConfiguration):
     """`tx.configuration.InputNoise` around another."""
 
     kind: Literal["input_noise"] = "input_noise"
     configuration: _Inner
     std: Positive
 
-    def build(self, stepper: Any, clock: Clock) -> Any:
+    def build(self, stepper: Any, clock: Clocks) -> Any:
         """The configuration."""
         inner = self.configuration.build(stepper, clock)
         return configurations.InputNoise(inner, self.std)
 
 
 @register("configuration")
-class Pushforward(AbstractSpec):
+class Pushforward(AbstractConfiguration):
     """`tx.configuration.Pushforward` around another."""
 
     kind: Literal["pushforward"] = "pushforward"
     configuration: _Inner
     num_steps: Count
 
-    def build(self, stepper: Any, clock: Clock) -> Any:
+    def build(self, stepper: Any, clock: Clocks) -> Any:
         """The configuration."""
         inner = self.configuration.build(stepper, clock)
         return configurations.Pushforward(inner, self.num_steps)
 
 
 @register("configuration")
-class Curriculum(AbstractSpec):
+class Curriculum(AbstractConfiguration):
     """`tx.configuration.Curriculum` around another: from `lengths[i]` on after
     `milestones[i - 1]`."""
 
@@ -192,9 +274,10 @@ class Curriculum(AbstractSpec):
             )
         return self
 
-    def build(self, stepper: Any, clock: Clock) -> Any:
+    def build(self, stepper: Any, clock: Clocks) -> Any:
         """The configuration."""
         inner = self.configuration.build(stepper, clock)
-        at = [clock.updates(m, self.unit) for m in self.milestones]
+        length = clock(inner.num_times)
+        at = [length.updates(m, self.unit) for m in self.milestones]
         pieces = [optax.constant_schedule(n) for n in self.lengths]
         return configurations.Curriculum(inner, optax.join_schedules(pieces, at))

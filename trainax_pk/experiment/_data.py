@@ -3,12 +3,9 @@
 import abc
 import inspect
 import math
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
-import numpy as np
 import pydantic
 from jaxtyping import PRNGKeyArray
 from pydantic import Field
@@ -22,14 +19,50 @@ Count = Annotated[int, Field(ge=1)]
 NonZero = Annotated[int, Field(ge=0)]
 
 
-class AbstractData(AbstractSpec):
-    """Trajectories, split by trajectory: `build(key)` gives a `tx.data.Split`.
+class Scale(NamedTuple):
+    """States are standardised by these: (u - mean) / std.
 
-    The key depends on `data_seed` alone: other seeds of a run train on the same data.
+    Attributes:
+        mean: Of the training data.
+        std: Likewise.
     """
 
+    mean: float
+    std: float
+
+
+class AbstractSource(AbstractSpec):
+    """Data in three parts: `build()` gives a `tx.data.Split`.
+
+    To add a kind: say what it `gives`, which models and configurations have to need:
+    "states" (trajectories of states), "observations" (`tx.Batch1D`), "pairs"
+    (`tx.amortized.Pairs`); and implement `build` and `state_shape`. Everything random
+    depends on `data_seed` alone: other seeds of a run train on the same data.
+    """
+
+    gives: ClassVar[str] = "states"
     data_seed: NonZero = 0
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+
+    @abc.abstractmethod
+    def build(self) -> data.Split:
+        """Training, validation and test data."""
+
+    @abc.abstractmethod
+    def state_shape(self) -> tuple[int, ...]:
+        """Of one state, or of one observation; known without making any data."""
+
+    def stepper(self) -> Any:
+        """The system's own stepper `u -> u_next`; None where none is known."""
+        return None
+
+    def prior(self) -> Any:
+        """Of the parameters; None where there are none."""
+        return None
+
+    def standardisation(self) -> Scale | None:
+        """What `build` takes out of the states; None for nothing."""
+        return None
 
     @pydantic.field_validator("split")
     @classmethod
@@ -41,6 +74,13 @@ class AbstractData(AbstractSpec):
             )
         return split
 
+
+class AbstractData(AbstractSource):
+    """Trajectories, split by trajectory.
+
+    To add a kind: implement `trajectories` and `state_shape`.
+    """
+
     def build(self) -> data.Split:
         """Training, validation and test trajectories."""
         make, cut = jax.random.split(jax.random.key(self.data_seed))
@@ -50,19 +90,22 @@ class AbstractData(AbstractSpec):
     def trajectories(self, key: PRNGKeyArray) -> Any:
         """All trajectories, `(num_samples, num_times, ...)`."""
 
-    def stepper(self) -> Any:
-        """The system's own stepper `u -> u_next`; None where none is known."""
-        return None
-
 
 class AbstractSystem(AbstractData):
     """A system of `tx.sample_data`: the fields are its arguments."""
 
-    make: ClassVar[Callable[..., Any]]
-    make_stepper: ClassVar[Callable[..., Any]]
-
     num_samples: Count = 20
     temporal_horizon: Annotated[int, Field(ge=2)] = 100
+
+    @staticmethod
+    @abc.abstractmethod
+    def make(*, key: PRNGKeyArray) -> Any:
+        """Trajectories: the function of `tx.sample_data`."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def make_stepper() -> Any:
+        """The stepper: likewise."""
 
     def trajectories(self, key: PRNGKeyArray) -> Any:
         """Simulated on the device."""
@@ -72,17 +115,42 @@ class AbstractSystem(AbstractData):
         """Of the same constants."""
         return type(self).make_stepper(**self._arguments(type(self).make_stepper))
 
-    @abc.abstractmethod
-    def state_shape(self) -> tuple[int, ...]:
-        """Of one state."""
-
     def _arguments(self, function: Any) -> dict[str, Any]:
         names = inspect.signature(function).parameters
         return {n: getattr(self, n) for n in names if n in type(self).model_fields}
 
 
+class AbstractGrid(AbstractSystem):
+    """A system of one channel on a periodic grid of `num_points` along each axis."""
+
+    num_axes: ClassVar[int] = 1
+    num_points: Count
+    highest_init_mode: Count = 5
+
+    def state_shape(self) -> tuple[int, ...]:
+        """`(1, num_points, ...)`."""
+        return (1, *(self.num_axes * (self.num_points,)))
+
+
+class AbstractExtended(AbstractGrid):
+    """A system on a domain of a length, whose initial states have a standard deviation."""
+
+    domain_extent: Positive = 2 * math.pi
+    dt: Positive
+    init_std: Positive = 1.0
+
+
+class AbstractVector(AbstractSystem):
+    """A system of ordinary differential equations."""
+
+    temporal_horizon: Annotated[int, Field(ge=2)] = 1000
+    dt: Positive
+    num_warmup_steps: NonZero = 500
+    init_std: Positive = 1.0
+
+
 @register("data")
-class Advection1D(AbstractSystem):
+class Advection1D(AbstractGrid):
     """`tx.sample_data.advection_1d_periodic`."""
 
     make = staticmethod(sample_data.advection_1d_periodic)
@@ -90,36 +158,25 @@ class Advection1D(AbstractSystem):
     kind: Literal["advection_1d"] = "advection_1d"
     num_points: Count = 30
     cfl: float = 0.75
-    highest_init_mode: Count = 5
-
-    def state_shape(self) -> tuple[int, ...]:
-        """`(1, num_points)`."""
-        return (1, self.num_points)
 
 
 @register("data")
-class Burgers1D(AbstractSystem):
+class Burgers1D(AbstractExtended):
     """`tx.sample_data.burgers_1d`."""
 
     make = staticmethod(sample_data.burgers_1d)
     make_stepper = staticmethod(sample_data.make_burgers_1d_stepper)
     kind: Literal["burgers_1d"] = "burgers_1d"
     num_points: Count = 128
-    domain_extent: Positive = 2 * math.pi
     dt: Positive = 0.05
     diffusivity: Positive = 0.05
     num_substeps: Count = 1
-    highest_init_mode: Count = 5
     init_std: Positive = 0.5
     num_warmup_steps: NonZero = 0
 
-    def state_shape(self) -> tuple[int, ...]:
-        """`(1, num_points)`."""
-        return (1, self.num_points)
-
 
 @register("data")
-class KuramotoSivashinsky1D(AbstractSystem):
+class KuramotoSivashinsky1D(AbstractExtended):
     """`tx.sample_data.kuramoto_sivashinsky_1d`."""
 
     make = staticmethod(sample_data.kuramoto_sivashinsky_1d)
@@ -129,75 +186,54 @@ class KuramotoSivashinsky1D(AbstractSystem):
     domain_extent: Positive = 60.0
     dt: Positive = 0.25
     num_substeps: Count = 1
-    highest_init_mode: Count = 5
-    init_std: Positive = 1.0
     num_warmup_steps: NonZero = 400
-
-    def state_shape(self) -> tuple[int, ...]:
-        """`(1, num_points)`."""
-        return (1, self.num_points)
 
 
 @register("data")
-class AdvectionDiffusion2D(AbstractSystem):
+class AdvectionDiffusion2D(AbstractExtended):
     """`tx.sample_data.advection_diffusion_2d`."""
 
     make = staticmethod(sample_data.advection_diffusion_2d)
     make_stepper = staticmethod(sample_data.make_advection_diffusion_2d_stepper)
+    num_axes = 2
     kind: Literal["advection_diffusion_2d"] = "advection_diffusion_2d"
     num_points: Count = 48
-    domain_extent: Positive = 2 * math.pi
     dt: Positive = 0.05
     velocity: tuple[float, float] = (1.0, 0.5)
     diffusivity: NonNegative = 0.01
-    highest_init_mode: Count = 5
-    init_std: Positive = 1.0
-
-    def state_shape(self) -> tuple[int, ...]:
-        """`(1, num_points, num_points)`."""
-        return (1, self.num_points, self.num_points)
 
 
 @register("data")
-class KolmogorovFlow2D(AbstractSystem):
+class KolmogorovFlow2D(AbstractExtended):
     """`tx.sample_data.kolmogorov_flow_2d`."""
 
     make = staticmethod(sample_data.kolmogorov_flow_2d)
     make_stepper = staticmethod(sample_data.make_kolmogorov_flow_2d_stepper)
+    num_axes = 2
     kind: Literal["kolmogorov_flow_2d"] = "kolmogorov_flow_2d"
     num_samples: Count = 10
     temporal_horizon: Annotated[int, Field(ge=2)] = 50
     num_points: Count = 64
-    domain_extent: Positive = 2 * math.pi
     dt: Positive = 0.1
     diffusivity: Positive = 0.01
     drag: float = -0.1
     injection_mode: Count = 4
     injection_scale: float = 1.0
     num_substeps: Count = 5
-    highest_init_mode: Count = 5
-    init_std: Positive = 1.0
     num_warmup_steps: NonZero = 100
-
-    def state_shape(self) -> tuple[int, ...]:
-        """`(1, num_points, num_points)`."""
-        return (1, self.num_points, self.num_points)
 
 
 @register("data")
-class Lorenz63(AbstractSystem):
+class Lorenz63(AbstractVector):
     """`tx.sample_data.lorenz_63`."""
 
     make = staticmethod(sample_data.lorenz_63)
     make_stepper = staticmethod(sample_data.make_lorenz_63_stepper)
     kind: Literal["lorenz_63"] = "lorenz_63"
-    temporal_horizon: Annotated[int, Field(ge=2)] = 1000
     dt: Positive = 0.01
     sigma: float = 10.0
     rho: float = 28.0
     beta: float = 8 / 3
-    num_warmup_steps: NonZero = 500
-    init_std: Positive = 1.0
 
     def state_shape(self) -> tuple[int, ...]:
         """`(3,)`."""
@@ -205,65 +241,16 @@ class Lorenz63(AbstractSystem):
 
 
 @register("data")
-class Lorenz96(AbstractSystem):
+class Lorenz96(AbstractVector):
     """`tx.sample_data.lorenz_96`."""
 
     make = staticmethod(sample_data.lorenz_96)
     make_stepper = staticmethod(sample_data.make_lorenz_96_stepper)
     kind: Literal["lorenz_96"] = "lorenz_96"
-    temporal_horizon: Annotated[int, Field(ge=2)] = 1000
     num_dofs: Annotated[int, Field(ge=4)] = 40
     dt: Positive = 0.05
     forcing: float = 8.0
-    num_warmup_steps: NonZero = 500
-    init_std: Positive = 1.0
 
     def state_shape(self) -> tuple[int, ...]:
         """`(num_dofs,)`."""
         return (self.num_dofs,)
-
-
-@register("data")
-class Arrays(AbstractData):
-    """Trajectories in a `.npy` file, or under `name` in a `.npz`; never a pickle.
-
-    A relative path counts from the run file's folder. `shape` is what the file has to
-    hold, `[num_samples, num_times, ...]`: it is checked before anything is computed.
-    """
-
-    kind: Literal["arrays"] = "arrays"
-    path: str
-    shape: Annotated[tuple[Count, ...], Field(min_length=3)]
-    name: str = "state"
-
-    def state_shape(self) -> tuple[int, ...]:
-        """As `shape` says."""
-        return self.shape[2:]
-
-    def trajectories(self, key: PRNGKeyArray) -> Any:
-        """The array of the file."""
-        del key
-        path = Path(self.path)
-        if not path.is_file():
-            raise ValueError(f"Expected trajectories in {path}, found no such file.")
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return self._checked(found)
-        with found:
-            return self._checked(self._member(found))
-
-    def _member(self, found: Any) -> np.ndarray:
-        if self.name not in found:
-            raise ValueError(
-                f"Expected an array {self.name!r} in {self.path}, found {found.files}. "
-                "Give one of these as `name`."
-            )
-        return found[self.name]
-
-    def _checked(self, array: np.ndarray) -> np.ndarray:
-        if array.shape != self.shape:
-            raise ValueError(
-                f"Expected shape {self.shape} in {self.path}, got {array.shape}. Mend "
-                "`shape`, or the file."
-            )
-        return array

@@ -1,6 +1,6 @@
 """Networks by name; those on grids are pdequinox's."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -16,12 +16,32 @@ Activation = Literal["relu", "gelu", "tanh", "silu", "elu", "softplus"]
 Border = Literal["periodic", "dirichlet", "neumann"]
 
 
+def _check_odd(size: int) -> int:
+    if size % 2 == 0:
+        raise ValueError(f"expected an odd number of taps, got {size}. Add one.")
+    return size
+
+
+Odd = Annotated[int, Field(ge=1), pydantic.AfterValidator(_check_odd)]
+
+
 def _activation(name: str) -> Any:
     return getattr(jax.nn, name)
 
 
 class AbstractModel(AbstractSpec):
-    """A network `u -> u_next`: `build(shape, key)` makes one with random weights."""
+    """A network: `build(shape, key)` makes one with random weights.
+
+    To add a kind: implement `build`. What it `needs` is what data have to give; the
+    network of "states" is a stepper `u -> u_next`.
+    """
+
+    needs: ClassVar[str] = "states"
+
+    def fitted(self, model: Any, train: Any) -> Any:
+        """The model with what it takes from training data before it is trained."""
+        del train
+        return model
 
 
 @register("model")
@@ -99,21 +119,19 @@ class AbstractGridModel(AbstractModel):
         )
 
 
+class AbstractBordered(AbstractGridModel):
+    """A network of convolutions, with a border."""
+
+    border: Border = "periodic"
+
+
 @register("model")
-class Conv(AbstractGridModel):
+class Conv(AbstractBordered):
     """`pdequinox.arch.ConvNet`."""
 
     kind: Literal["conv"] = "conv"
     depth: Count = 10
-    kernel_size: Count = 3
-    border: Border = "periodic"
-
-    @pydantic.field_validator("kernel_size")
-    @classmethod
-    def _odd(cls, size: int) -> int:
-        if size % 2 == 0:
-            raise ValueError(f"expected an odd number of taps, got {size}.")
-        return size
+    kernel_size: Odd = 3
 
     def build(self, shape: tuple[int, ...], key: PRNGKeyArray) -> Any:
         """The network."""
@@ -124,13 +142,12 @@ class Conv(AbstractGridModel):
 
 
 @register("model")
-class ResNet(AbstractGridModel):
+class ResNet(AbstractBordered):
     """`pdequinox.arch.ClassicResNet`."""
 
     kind: Literal["resnet"] = "resnet"
     num_blocks: Count = 6
     norm: bool = False
-    border: Border = "periodic"
 
     def build(self, shape: tuple[int, ...], key: PRNGKeyArray) -> Any:
         """The network."""
@@ -141,14 +158,13 @@ class ResNet(AbstractGridModel):
 
 
 @register("model")
-class DilatedResNet(AbstractGridModel):
+class DilatedResNet(AbstractBordered):
     """`pdequinox.arch.DilatedResNet` (arXiv:2112.15275)."""
 
     kind: Literal["dilated_resnet"] = "dilated_resnet"
     num_blocks: Count = 2
     dilation_rates: tuple[Count, ...] = (1, 2, 4, 8, 4, 2, 1)
     norm: bool = True
-    border: Border = "periodic"
 
     def build(self, shape: tuple[int, ...], key: PRNGKeyArray) -> Any:
         """The network."""
@@ -159,14 +175,13 @@ class DilatedResNet(AbstractGridModel):
 
 
 @register("model")
-class UNet(AbstractGridModel):
+class UNet(AbstractBordered):
     """`pdequinox.arch.ClassicUNet` (arXiv:1505.04597)."""
 
     kind: Literal["unet"] = "unet"
     hidden_channels: Count = 16
     num_levels: Count = 4
     norm: bool = True
-    border: Border = "periodic"
 
     def build(self, shape: tuple[int, ...], key: PRNGKeyArray) -> Any:
         """The network."""

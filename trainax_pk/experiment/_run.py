@@ -1,7 +1,6 @@
 """A whole run as one typed object, and how it is read and trained."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -14,24 +13,15 @@ import trainax_pk.checkpoint as checkpoint
 import trainax_pk.data as data
 import trainax_pk.evaluation as evaluation
 import trainax_pk.trainer as trainer
-from trainax_pk.experiment._data import Count, NonZero
+from trainax_pk.experiment._data import Count, NonZero, Scale
+from trainax_pk.experiment._read import as_typed, read_document
 from trainax_pk.experiment._schedule import Clock, Positive
 from trainax_pk.experiment._spec import (
     FAMILY,
     AbstractSpec,
     Family,
     families,
-    problems,
-    unknown_fields,
 )
-from trainax_pk.experiment._yaml import (
-    Document,
-    RunFileError,
-    read_file,
-    read_text,
-)
-
-_PATHS = ("path",)
 
 
 class Training(pydantic.BaseModel):
@@ -72,6 +62,14 @@ class Training(pydantic.BaseModel):
                 "expected either num_steps or num_epochs. Give one of them."
             )
         return self
+
+    def options(self) -> dict[str, Any]:
+        """What an update does, as `make_train_step` names it."""
+        return {
+            "accumulate": self.accumulate,
+            "compute_dtype": self.compute_dtype and jnp.dtype(self.compute_dtype),
+            "ema_decay": self.ema_decay,
+        }
 
     def clock(self, num_windows: int) -> Clock:
         """How long the run is."""
@@ -140,9 +138,50 @@ class Run(pydantic.BaseModel):
     callbacks: tuple[Annotated[AbstractSpec, Family("callback")], ...] = ()
     early_stopping: EarlyStopping | None = None
 
+    @pydantic.model_validator(mode="after")
+    def _fit(self) -> "Run":
+        given = getattr(self.data, "gives", "states")
+        for name in ("model", "configuration"):
+            part = getattr(self, name)
+            needed = getattr(part, "needs", "states")
+            if needed != given:
+                raise ValueError(
+                    f"expected parts that fit each other: data {self.data.kind} give "
+                    f"{given}, {name} {part.kind} needs {needed}. Change one of them."
+                )
+        return self
+
     def to_data(self) -> dict[str, Any]:
         """As a run file would have it, every field written out."""
         return self.model_dump(mode="json")
+
+
+class Made(NamedTuple):
+    """What runs of the same data share.
+
+    Attributes:
+        split: Training, validation and test data.
+        stepper: The system's own stepper, or None.
+        scale: What was taken out of the states, or None.
+    """
+
+    split: data.Split
+    stepper: Any
+    scale: Scale | None
+
+
+class Parts(NamedTuple):
+    """What an update is made of.
+
+    Attributes:
+        configuration: The compute graph of the loss.
+        optimizer: The optax transformation.
+        clock: How long the run is.
+    """
+
+    configuration: Any
+    optimizer: Any
+    clock: Clock
 
 
 class Built(NamedTuple):
@@ -154,6 +193,7 @@ class Built(NamedTuple):
         model: With its first weights.
         trainer: What trains it.
         key: Key of the training.
+        scale: What was taken out of the states, or None.
     """
 
     run: Run
@@ -161,6 +201,7 @@ class Built(NamedTuple):
     model: Any
     trainer: trainer.Trainer
     key: jax.Array
+    scale: Scale | None = None
 
     def train(self, run_dir: Path | str | None = None) -> tuple[Any, Any]:
         """Trains; in a folder, it goes on where it was.
@@ -202,21 +243,7 @@ def read_run(
         ...     print(error.problems[1].split(". ")[0])
         text:1: model.widht: unknown field
     """
-    if isinstance(source, Path):
-        document, folder = read_file(source), source.parent
-    else:
-        document, folder = read_text(source, name or "text"), Path()
-    for override in overrides:
-        document = _override(document, override)
-    if not isinstance(document.value, dict):
-        raise RunFileError([document.problem((), "expected fields, got none of them.")])
-    value = _resolve(document.value, folder)
-    try:
-        return Run.model_validate_json(json.dumps(value))
-    except pydantic.ValidationError as error:
-        found = unknown_fields(list(problems(error)), value, Run)
-        lines = [document.problem(place, text) for place, text in found]
-        raise RunFileError(lines) from None
+    return as_typed(Run, read_document(source, overrides, name=name))
 
 
 def build(run: Run, *, progress: bool = False) -> Built:
@@ -244,28 +271,31 @@ def build(run: Run, *, progress: bool = False) -> Built:
         >>> built.trainer.num_training_steps
         16
     """
-    check_precision(run)
+    return build_with(run, make_data(run), progress=progress)
+
+
+def build_with(
+    run: Run, made: Made, *, stop: int | None = None, progress: bool = False
+) -> Built:
+    """As `build`, with data that were made before.
+
+    Args:
+        run: The description.
+        made: Its data.
+        stop: Train so many updates of the run; None for all of it.
+        progress: Show a bar.
+    """
     model_key, key = jax.random.split(jax.random.key(run.seed))
-    model = run.model.build(run.data.state_shape(), model_key)
-    split, stepper = run.data.build(), run.data.stepper()
-    # The configuration's own length decides how many windows there are.
-    draft = run.configuration.build(stepper, Clock(1, 1.0))
-    windows = data.Windows(
-        split.train, draft.num_times - 1, stride=run.training.window_stride
-    )
-    clock = run.training.clock(len(windows))
-    configuration = run.configuration.build(stepper, clock)
-    training = run.training
-    made = trainer.Trainer(
-        split.train,
-        configuration,
-        optimizer=run.optimizer.build(clock),
-        num_training_steps=clock.total,
+    model = make_model(run, model_key)
+    model = getattr(run.model, "fitted", _as_it_is)(model, made.split.train)
+    parts, training = assemble(run, made), run.training
+    trained = trainer.Trainer(
+        made.split.train,
+        parts.configuration,
+        optimizer=parts.optimizer,
+        num_training_steps=parts.clock.total if stop is None else stop,
         batch_size=training.batch_size,
-        callbacks=[c.build(configuration, split) for c in run.callbacks],
-        accumulate=training.accumulate,
-        compute_dtype=training.compute_dtype and jnp.dtype(training.compute_dtype),
-        ema_decay=training.ema_decay,
+        callbacks=[c.build(parts.configuration, made.split) for c in run.callbacks],
         nonfinite=training.nonfinite,
         window_stride=training.window_stride,
         program=training.program,
@@ -273,8 +303,50 @@ def build(run: Run, *, progress: bool = False) -> Built:
         log_every=training.log_every,
         early_stopping=run.early_stopping and run.early_stopping.build(),
         progress=progress,
+        **training.options(),
     )
-    return Built(run, split, model, made, key)
+    return Built(run, made.split, model, trained, key, made.scale)
+
+
+def make_data(run: Run) -> Made:
+    """Data of a run, and the stepper behind them."""
+    check_precision(run)
+    split, stepper = run.data.build(), run.data.stepper()
+    scale = run.data.standardisation() if hasattr(run.data, "standardisation") else None
+    return Made(split, stepper, scale)
+
+
+def make_model(run: Run, key: jax.Array) -> Any:
+    """The network of a run, with random weights; no data are made."""
+    prior = run.data.prior() if hasattr(run.data, "prior") else None
+    known = {} if prior is None else {"prior": prior}
+    return run.model.build(run.data.state_shape(), key, **known)
+
+
+def assemble(run: Run, made: Made) -> Parts:
+    """Configuration and optimizer of a run; numbers in both may be traced."""
+
+    def clock(num_times: int) -> Clock:
+        return run.training.clock(_num_items(run, made, num_times))
+
+    configuration = run.configuration.build(made.stepper, clock)
+    length = clock(configuration.num_times)
+    return Parts(configuration, run.optimizer.build(length), length)
+
+
+def _num_items(run: Run, made: Made, num_times: int) -> int:
+    items = data.as_items(
+        made.split.train,
+        lambda _: num_times - 1,
+        stride=run.training.window_stride,
+        only_initial=num_times == 1,
+    )
+    return len(items)
+
+
+def _as_it_is(model: Any, train: Any) -> Any:
+    del train
+    return model
 
 
 def check_precision(run: Run) -> None:
@@ -324,46 +396,3 @@ def _referring(schema: Any) -> Any:
     if isinstance(schema.get(FAMILY), str):
         return {"$ref": f"#/$defs/{schema[FAMILY]}"}
     return {k: _referring(v) for k, v in schema.items()}
-
-
-def _resolve(value: Any, folder: Path) -> Any:
-    """Paths of files that are named relative to the run file."""
-    if isinstance(value, Mapping):
-        return {
-            k: str(folder / v)
-            if k in _PATHS and isinstance(v, str)
-            else _resolve(v, folder)
-            for k, v in value.items()
-        }
-    if isinstance(value, list):
-        return [_resolve(v, folder) for v in value]
-    return value
-
-
-def _override(document: Document, text: str) -> Document:
-    field, equals, value = text.partition("=")
-    if not equals or not field:
-        raise RunFileError([f"{text}: expected field=value, such as seed=1."])
-    parsed = read_text(value or "null", f"{field}=").value
-    place = tuple(int(p) if p.isdigit() else p for p in field.split("."))
-    try:
-        value = _replaced(document.value, place, parsed)
-    except (KeyError, IndexError, TypeError):
-        raise RunFileError(
-            [f"{text}: expected a field of {document.name}, found none of this name."]
-        ) from None
-    return document._replace(value=value)
-
-
-def _replaced(value: Any, place: tuple[str | int, ...], new: Any) -> Any:
-    if not place:
-        return new
-    first, rest = place[0], place[1:]
-    if isinstance(value, list):
-        out = list(value)
-        out[first] = _replaced(out[first], rest, new)
-        return out
-    if not isinstance(value, dict):
-        raise TypeError
-    inner = value.get(first) if not rest else value[first]
-    return {**value, first: _replaced(inner, rest, new)}

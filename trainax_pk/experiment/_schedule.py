@@ -175,7 +175,7 @@ class MultiStep(AbstractSchedule):
     @classmethod
     def _ascend(cls, milestones: tuple[float, ...]) -> tuple[float, ...]:
         if any(a >= b for a, b in zip(milestones, milestones[1:], strict=False)):
-            raise ValueError(f"expected milestones to ascend, got {milestones}.")
+            raise ValueError(f"expected milestones to ascend, got {milestones}. Sort.")
         return milestones
 
     def after_warmup(self, clock: Clock, left: int) -> Any:

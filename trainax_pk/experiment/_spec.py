@@ -90,7 +90,9 @@ class Family:
             return value
         if self.or_positive and type(value) in (int, float):
             if not 0 < value < math.inf:
-                raise _custom((), f"expected a number above 0, got {value!r}.")
+                raise _custom(
+                    (), f"expected a number above 0, got {value!r}. Raise it."
+                )
             return float(value)
         if isinstance(value, str) and value in kinds:
             value = {"kind": value}
@@ -100,14 +102,15 @@ class Family:
             raise _custom(
                 (),
                 f"expected {number}`kind:` and its fields, got {value!r}. Kinds: "
-                f"{', '.join(kinds)}.{note}",
+                f"{', '.join(kinds)}.{note} Choose one of these.",
             )
         kind = value.get("kind")
         if not isinstance(kind, str) or kind not in kinds:
             got = "nothing" if kind is None else repr(kind)
+            close = nearest(kind, kinds) or " Choose one of them."
+            remedy = " Add `kind:`." if kind is None else close
             raise _custom(
-                ("kind",),
-                f"expected one of {', '.join(kinds)}, got {got}.{nearest(kind, kinds)}",
+                ("kind",), f"expected one of {', '.join(kinds)}, got {got}.{remedy}"
             )
         try:
             return kinds[kind].model_validate_json(json.dumps(value))
@@ -204,6 +207,23 @@ def nearest(name: Any, known: Any) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+# By the beginning of pydantic's type of error.
+_REMEDIES = {
+    "greater": "Raise it.",
+    "less": "Lower it.",
+    "int": "Write a whole number.",
+    "float": "Write a number.",
+    "bool": "Write true or false.",
+    "string": "Write text, in quotes if it looks like a number.",
+    "too_short": "Add what is missing.",
+    "too_long": "Remove what is too much.",
+    "tuple": "Write a list, such as [1, 2].",
+    "list": "Write a list, such as [1, 2].",
+    "dict": "Write fields, such as {name: value}.",
+    "model": "Write fields, such as {name: value}.",
+}
+
+
 def _text(one: dict[str, Any], context: dict[str, Any]) -> str:
     kind, got = one["type"], one.get("input")
     if kind == "extra_forbidden":
@@ -213,12 +233,15 @@ def _text(one: dict[str, Any], context: dict[str, Any]) -> str:
     if kind == "value_error":
         return str(context["error"])
     if kind == "literal_error":
-        return f"expected {context['expected']}, got {got!r}."
+        return f"expected {context['expected']}, got {got!r}. Choose one of them."
     message = one["msg"][0].lower() + one["msg"][1:]
     note = ""
     if isinstance(got, str) and kind.startswith(("int", "float")):
         note = " Text in quotes is no number."
-    return f"{message.replace('input should be', 'expected')}, got {got!r}.{note}"
+    remedies = (text for start, text in _REMEDIES.items() if kind.startswith(start))
+    remedy = next(remedies, "Change it.")
+    expected = message.replace("input should be", "expected")
+    return f"{expected}, got {got!r}.{note} {remedy}"
 
 
 def _custom(
@@ -243,18 +266,23 @@ def unknown_fields(
 
 
 def _fields_at(place: Place, data: Any, root: type[pydantic.BaseModel]) -> list[str]:
-    if not place:
-        return list(root.model_fields)
+    cls: Any = root
     for part in place:
         data = data[part]
-    # A kind is unique among all that has these fields' names.
-    for kinds in _KINDS.values():
-        cls = kinds.get(data.get("kind")) if isinstance(data, dict) else None
-        if cls is not None:
-            return list(cls.model_fields)
-    known = root.model_fields.get(str(place[0]))
-    inner = getattr(known, "annotation", None)
-    return list(getattr(inner, "model_fields", {}))
+        # A kind is unique among all that has these fields' names.
+        kind = data.get("kind") if isinstance(data, dict) else None
+        named = [
+            k[kind] for k in _KINDS.values() if isinstance(kind, str) and kind in k
+        ]
+        known = getattr(cls, "model_fields", {}).get(str(part))
+        cls = named[0] if named else _inner_class(getattr(known, "annotation", None))
+    return list(getattr(cls, "model_fields", {}))
+
+
+def _inner_class(annotation: Any) -> Any:
+    """The class of an optional part."""
+    classes = [c for c in get_args(annotation) if hasattr(c, "model_fields")]
+    return classes[0] if classes else annotation
 
 
 Unit = Literal["steps", "epochs"]

@@ -106,7 +106,9 @@ def read_text(text: str, name: str = "text") -> Document:
         RunFileError: It is no such document.
     """
     if len(text) > _MOST_BYTES:
-        raise RunFileError([f"{name}:1: expected at most {_MOST_BYTES} characters."])
+        raise RunFileError(
+            [f"{name}:1: expected at most {_MOST_BYTES} characters. Keep data out."]
+        )
     reader = _Reader(name)
     try:
         # Events alone: no node is resolved and no object made by the library.
@@ -141,7 +143,9 @@ class _Reader:
                     self._fail(event, "expected no directive. Remove it.")
                 value, seen = self._value(next(events), events, ()), True
         if not seen:
-            raise RunFileError([f"{self.name}:1: expected a run, got an empty file."])
+            raise RunFileError(
+                [f"{self.name}:1: expected a run, got an empty file. Fill it."]
+            )
         return value
 
     def _value(self, event: Any, events: Any, place: Place) -> Any:
@@ -176,7 +180,9 @@ class _Reader:
                 self._fail(event, "expected the name of a field. Write `name: value`.")
             key = event.value
             if key in found:
-                self._fail(event, f"expected every field once, got {key!r} again.")
+                self._fail(
+                    event, f"expected every field once, got {key!r} again. Remove one."
+                )
             found[key] = self._value(next(events), events, (*place, key))
             self.lines[(*place, key)] = event.start_mark.line + 1
         return found
@@ -188,15 +194,21 @@ class _Reader:
         if text in _WORDS:
             return _WORDS[text]
         if _NOT_FINITE.fullmatch(text):
-            self._fail(event, f"expected a finite number, got {text}.")
+            self._fail(event, f"expected a finite number, got {text}. Write one.")
         if _INT.fullmatch(text):
             if len(text.lstrip("+-")) > _MOST_DIGITS:
-                self._fail(event, f"expected at most {_MOST_DIGITS} digits.")
+                self._fail(
+                    event,
+                    f"expected at most {_MOST_DIGITS} digits. Write a smaller number.",
+                )
             return int(text)
         if _FLOAT.fullmatch(text):
             number = float(text)
             if not math.isfinite(number):
-                self._fail(event, f"expected a number of double precision, got {text}.")
+                self._fail(
+                    event,
+                    f"expected a number of double precision, got {text}. Write one.",
+                )
             return number
         return text
 

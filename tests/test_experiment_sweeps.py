@@ -1,0 +1,272 @@
+"""Sweeps: which trials there are, what trains together, ranks, pruning, resumption."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import yaml
+
+from trainax_pk import experiment
+from trainax_pk.__main__ import main
+from trainax_pk.experiment import _members
+from trainax_pk.experiment._numbers import can_be_mapped, group_alike
+from trainax_pk.experiment._run import build_with, make_data
+from trainax_pk.experiment._sampler import Uniform
+
+TEXT = """\
+precision: float64
+data: {kind: lorenz_63, num_samples: 10, temporal_horizon: 8, num_warmup_steps: 5}
+model: {kind: mlp, width: 4, depth: 1}
+configuration: {kind: supervised, num_rollout_steps: 2, time_level_weights: [1.0, 0.5]}
+optimizer: {kind: adam, learning_rate: 1e-2}
+training: {num_steps: 12, batch_size: 8, log_every: 4, program: scan}
+"""
+RATE = "optimizer.learning_rate"
+
+
+def make(fields, text=TEXT, **rest):
+    described = {"run": experiment.read_run(text).to_data(), "fields": fields, **rest}
+    return experiment.read_sweep(json.dumps(described))
+
+
+def weights(folder, trial):
+    return experiment.load_operator(folder / f"trials/{trial:04d}").model.net
+
+
+def losses(folder, trial):
+    lines = (folder / f"trials/{trial:04d}/metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+FIELDS = {RATE: [1e-3, 1e-2], "configuration.time_level_weights.1": [0.1, 0.9],
+          "seed": [0, 3]}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("together")
+    text = (
+        TEXT + "callbacks: [{kind: validation, every: 5}, {kind: grad_norm, every: 6}]"
+    )
+    return folder, make(FIELDS, text), experiment.sweep(make(FIELDS, text), folder)
+
+
+def test_trials_that_train_together_are_those_one_by_one(together, tmp_path):
+    folder, spec, ranked = together
+    assert len(ranked) == 8 and (folder / "groups").is_dir()
+    assert not list((folder / "groups").iterdir())
+    for trial in (0, 3, 6):
+        run = spec.trials([])[trial].run
+        model, history, _ = experiment.train(run, tmp_path / str(trial))
+        own = weights(folder, trial)
+        for a, b in zip(own.layers, model.net.layers, strict=True):
+            np.testing.assert_allclose(a.weight, b.weight, rtol=1e-6, atol=1e-9)
+        lines = losses(folder, trial)
+        path = tmp_path / str(trial) / "metrics.jsonl"
+        alone = [json.loads(line) for line in path.read_text().splitlines()]
+        kinds = lambda ls: sorted((x["step"], x.get("callback", "")) for x in ls)  # noqa: E731
+        assert kinds(lines) == kinds(alone)
+        last = [x["validation"] for x in lines if "validation" in x]
+        expected = [x["validation"] for x in alone if "validation" in x]
+        np.testing.assert_allclose(last, expected, rtol=1e-6)
+        value = next(r.value for r in ranked if r.trial == trial)
+        np.testing.assert_allclose(value, expected[-1], rtol=1e-6)
+
+
+def test_ranks_and_artifacts(together):
+    folder, spec, ranked = together
+    values = [r.value for r in ranked]
+    assert values == sorted(values) and {r.status for r in ranked} == {"done"}
+    page = yaml.safe_load((folder / experiment.RANKING).read_text())
+    assert [p["trial"] for p in page] == [r.trial for r in ranked]
+    for r in ranked:
+        artifact = experiment.read_artifact(folder / r.folder)
+        run = spec.trials([])[r.trial].run
+        assert artifact["run"] == run.to_data() and artifact["num_updates"] == 12
+
+
+def test_a_sweep_that_ended_is_not_trained_again(together, monkeypatch):
+    folder, spec, ranked = together
+    monkeypatch.setattr(_members.Members, "__init__", None)
+    assert experiment.sweep(spec, folder) == ranked
+    with pytest.raises(ValueError, match="holds another \\(fields run, fields\\)"):
+        experiment.sweep(make({"seed": [0]}), folder)
+
+
+class Killed(BaseException):
+    """Stands for a signal that nothing catches."""
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on(tmp_path, monkeypatch):
+    fields = {RATE: {"kind": "log_uniform", "low": 1e-4, "high": 1e-1, "num": 4}}
+    spec = make(fields, TEXT.replace("num_steps: 12", "num_steps: 100"),
+                pruning={"at": [0.25, 0.5], "keep": 0.5})  # fmt: skip
+    whole = experiment.sweep(spec, tmp_path / "whole")
+    assert [r.status for r in whole] == ["done", "pruned", "pruned", "pruned"]
+    assert [r.num_updates for r in whole] == [100, 50, 25, 25]
+    original, calls = _members.Members.save, []
+
+    def save(self):
+        original(self)
+        calls.append(self.done)
+        if len(calls) in (1, 3, 4):
+            raise Killed
+
+    monkeypatch.setattr(_members.Members, "save", save)
+    for _ in range(3):
+        with pytest.raises(Killed):
+            experiment.sweep(spec, tmp_path / "cut")
+    again = experiment.sweep(spec, tmp_path / "cut")
+    assert again == whole
+    best = whole[0].trial
+    for a, b in zip(weights(tmp_path / "cut", best).layers,
+                    weights(tmp_path / "whole", best).layers, strict=True):  # fmt: skip
+        np.testing.assert_allclose(a.weight, b.weight, rtol=1e-9)
+
+
+CONV = TEXT.replace(
+    "{kind: mlp, width: 4, depth: 1}", "{kind: conv, hidden_channels: 2, depth: 1}"
+).replace(
+    TEXT.splitlines()[1],
+    "data: {kind: advection_1d, num_points: 12, num_samples: 10, temporal_horizon: 5}",
+)
+
+
+@pytest.mark.parametrize(
+    "text", [pytest.param(TEXT, marks=pytest.mark.slow), CONV], ids=["mlp", "conv"]
+)
+def test_one_that_fails_takes_none_with_it(tmp_path, text):
+    text = text.replace("adam", "sgd")
+    ranked = experiment.sweep(make({RATE: [1e-3, 1e30, 1e-2]}, text), tmp_path)
+    assert [r.status for r in ranked] == ["done", "done", "failed"]
+    assert ranked[-1].trial == 1 and math.isnan(ranked[-1].value)
+    alone = experiment.sweep(
+        make({RATE: [1e-3, 1e-2]}, text, together=False), tmp_path / "alone"
+    )
+    np.testing.assert_allclose(
+        [r.value for r in ranked[:2]], [r.value for r in alone], rtol=1e-6
+    )
+
+
+def test_what_can_train_together():
+    spec = make({RATE: [1e-3, 2], "model.width": [4, 8], "seed": [0, 1]})
+    groups = list(group_alike(spec.trials([])).values())
+    assert [len(g) for g in groups] == [4, 4]
+    kinds = {
+        RATE: [1e-3, {"kind": "cosine", "peak": 0.1}],
+        "optimizer.clip_norm": [None, 1.0],
+    }
+    assert len(group_alike(make(kinds).trials([]))) == 4
+
+
+@pytest.mark.parametrize(
+    ("field", "optimizer", "mapped"),
+    [
+        ("optimizer.b1", "{kind: adam, learning_rate: 1e-3}", True),
+        ("optimizer.weight_decay", "{kind: adamw, learning_rate: 1e-3}", True),
+        ("optimizer.clip_norm", "{kind: sgd, learning_rate: 1e-3, clip_norm: 1.0}", True),
+        ("optimizer.learning_rate.peak",
+         "{kind: adam, learning_rate: {kind: cosine, peak: 1e-3, warmup: 2}}", True),
+        ("optimizer.learning_rate.warmup",
+         "{kind: adam, learning_rate: {kind: cosine, peak: 1e-3, warmup: 2.0}}", False),
+    ],
+)  # fmt: skip
+def test_numbers_that_fix_a_program_are_noticed(field, optimizer, mapped):
+    text = TEXT.replace("{kind: adam, learning_rate: 1e-2}", optimizer)
+    trial = make({field: [0.2, 0.3]}, text).trials([])[0]
+    made = make_data(trial.run)
+    assert can_be_mapped(trial, made, build_with(trial.run, made)) is mapped
+
+
+def test_samplers():
+    fields = {RATE: {"kind": "log_uniform", "low": 1e-4, "high": 1.0},
+              "optimizer.b1": {"kind": "uniform", "low": 0.5, "high": 0.9},
+              "model.width": {"kind": "integers", "low": 3, "high": 5},
+              "seed": [7, 8]}  # fmt: skip
+    spec = make(fields, sampler={"kind": "random", "num_trials": 30, "seed": 2})
+    trials = spec.trials([])
+    assert trials == spec.trials([]) and len(trials) == 30
+    assert {t.run.model.width for t in trials} == {3, 4, 5}
+    assert {t.run.seed for t in trials} == {7, 8}
+    rates = np.log10([t.run.optimizer.learning_rate for t in trials])
+    assert -4 <= rates.min() < -3 and -1 < rates.max() <= 0
+    assert spec.trials([({}, 0.0)]) == []
+    grid = experiment.ParameterGrid({"a": [1, 2], "b": "xyz"})
+    assert list(grid)[:4] == [{"a": 1, "b": "x"}, {"a": 1, "b": "y"},
+                              {"a": 1, "b": "z"}, {"a": 2, "b": "x"}]  # fmt: skip
+    with pytest.raises(ValueError, match="Expected values of b"):
+        experiment.ParameterGrid({"b": []})
+    with pytest.raises(ValueError, match="Expected `num` values of a range"):
+        make({RATE: {"kind": "uniform", "low": 0.1, "high": 0.2}}).trials([])
+    assert Uniform(low=1.0, high=3.0, num=3).build() == [1.0, 2.0, 3.0]
+
+
+def test_optuna_goes_towards_the_best():
+    pytest.importorskip("optuna")
+    fields = {RATE: {"kind": "log_uniform", "low": 1e-6, "high": 1.0},
+              "model.activation": ["relu", "tanh"]}  # fmt: skip
+    spec = make(fields, sampler={"kind": "optuna", "num_trials": 40, "batch": 8})
+    told = []
+    while trials := spec.trials(told):
+        assert trials == spec.trials(told)  # a killed sweep asks again
+        told += [(t.fields, _score(t.fields)) for t in trials]
+    assert len(told) == 40
+    early, late = (
+        [v for _, v in part if not math.isnan(v)] for part in (told[:8], told[-16:])
+    )
+    assert np.median(late) < np.median(early)
+
+
+def _score(fields):
+    if fields["model.activation"] == "relu" and fields[RATE] > 0.3:
+        return math.nan
+    return (math.log10(fields[RATE]) + 3) ** 2 + (fields["model.activation"] == "relu")
+
+
+@pytest.mark.parametrize(
+    ("fields", "rest", "message"),
+    [
+        (
+            {"optimizer.rate": [1.0]},
+            {},
+            "expected fields of the run, got 'optimizer.rate'",
+        ),
+        ({"seed": []}, {}, "fields.seed.options"),
+        ({"seed": 3}, {}, "fields.seed: expected `kind:`"),
+        ({"seed": {"kind": "uniform", "low": 2.0, "high": 1.0}}, {}, "low < high"),
+        ({}, {}, "fields: "),
+        ({"seed": [0]}, {"rank_by": "loss"}, "rank_by: expected"),
+        ({"seed": [0]}, {"use_ema": True}, "training.ema_decay with use_ema"),
+        ({"seed": [0]}, {"pruning": {"at": [0.5, 0.2]}}, "shares that ascend"),
+        ({"seed": [0]}, {"pruning": {"at": [1.0]}}, "pruning.at.0"),
+        ({"seed": [0]}, {"sampler": "best"}, "sampler: expected"),
+        ({"seed": [0]}, {"prunning": None}, "unknown field. Did you mean 'pruning'"),
+    ],
+)
+def test_bad_sweeps_are_refused(fields, rest, message):
+    with pytest.raises(experiment.RunFileError, match=message):
+        make(fields, **rest)
+
+
+def test_values_that_make_no_run_are_refused():
+    with pytest.raises(ValueError, match="With {'seed': -1}: seed"):
+        make({"seed": [-1]}).trials([])
+
+
+def test_the_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(TEXT)
+    file = tmp_path / "few.yaml"
+    file.write_text(f"run: run.yaml\nfields:\n  {RATE}: [1e-3, 1e-2]\n")
+    assert main(["sweep", "few.yaml", "run.training.num_steps=3"]) == 0
+    out = capsys.readouterr().out
+    assert "1. " in out and "2 done" in out and "ranking.yaml" in out
+    assert main(["resume", "sweeps/few"]) == 0
+    assert capsys.readouterr().out == out
+    assert main(["sweep", "few.yaml"]) == 2
+    assert "holds another" in capsys.readouterr().err
+    file.write_text(f"run: run.yaml\nfields:\n  {RATE}: [1e-3, -1]\n")
+    assert main(["sweep", "few.yaml", "--sweep-dir", "other"]) == 2
+    assert "number above 0" in capsys.readouterr().err
