@@ -3,6 +3,8 @@
 import errno
 import importlib
 import json
+import os
+import resource
 import struct
 import subprocess
 import sys
@@ -246,6 +248,76 @@ def test_full_disk_is_told_and_gone_on_from(tmp_path, monkeypatch):
     assert same(cached[:], source[:])
 
 
+@pytest.mark.parametrize("when", ["written", "synced"])
+def test_the_kernel_says_in_the_middle_of_a_file_that_there_is_no_room(
+    when, tmp_path, monkeypatch
+):
+    source = Rows()
+    cached = CachedDataset(source, tmp_path, chunk_size=10)
+    write, settle = ZarrStore.write, LocalFiles.settle
+
+    def short_of_room(store, part, rows):
+        # The kernel ends any file of this process after so many bytes.
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100 if part == 2 else soft, hard))
+        try:
+            return write(store, part, rows)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    def late(files, names):
+        # File systems that reserve no room in advance find out when they are told to.
+        if "ledger/00000002.json" in names:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        settle(files, names)
+
+    with monkeypatch.context() as patched:
+        if when == "written":
+            patched.setattr(ZarrStore, "write", short_of_room)
+        else:
+            patched.setattr(LocalFiles, "settle", late)
+        with pytest.raises(OSError, match="again to go on"):
+            cached.generate()
+    assert not [name for name in contents(cached.directory) if name.endswith(".tmp")]
+    source.calls.clear()
+    cached.generate()
+    # Nothing is believed that was written and is not known to be on the disk.
+    first = [(0, 5), (5, 10)] if when == "synced" else []
+    assert source.calls == [*first, (10, 15), (15, 20), (20, 22)]
+    cached.verify(full=True)
+    assert same(cached[:], source[:])
+
+
+def test_the_manifest_comes_when_all_it_names_is_on_the_disk(tmp_path, monkeypatch):
+    """A stopped generation, then one that goes on: both leave work to the disk."""
+    synced, seen = set(), []
+    fsync, replace = os.fsync, os.replace
+
+    def record(descriptor):
+        fsync(descriptor)
+        synced.add(os.path.realpath(f"/proc/self/fd/{descriptor}"))
+
+    def check(old, new):
+        if Path(new).name == "manifest.json":
+            seen.append(set(contents(Path(new).parent)) - {Path(old).name})
+            missing = {str(Path(new).parent / name) for name in seen[-1]} - synced
+            assert {Path(name).name for name in missing} <= {"finishing"}
+            folders = {str(Path(name).parent) for name in seen[-1]}
+            assert {str(Path(new).parent / name) for name in folders} <= synced
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", check)
+    source = Rows()
+    source.fail_at = {15: KeyboardInterrupt()}
+    cached = CachedDataset(source, tmp_path, chunk_size=10)
+    with pytest.raises(KeyboardInterrupt):
+        cached.generate()
+    monkeypatch.setattr(os, "fsync", record)
+    cached.generate()
+    (names,) = seen
+    assert {part_of(name) for name in names} == {None, 0, 1, 2, 3, 4}
+
+
 def test_a_half_written_part_is_written_again(tmp_path):
     source = Rows()
     source.fail_at = {15: KeyboardInterrupt()}
@@ -265,6 +337,25 @@ def test_a_half_written_part_is_written_again(tmp_path):
     assert same(cached[:], source[:])
     left = [name for name in contents(folder) if "tmp" in name]
     assert not left and not (folder / "ledger").exists()
+
+
+def test_progress_and_the_time_left_are_shown(tmp_path, capfd):
+    CachedDataset(Rows(), tmp_path, chunk_size=10, progress=True).generate()
+    shown = capfd.readouterr().err
+    assert "22/22" in shown and "samples/s" in shown
+    CachedDataset(Rows(), tmp_path / "silent", chunk_size=10).generate()
+    assert not capfd.readouterr().err
+
+
+def test_nothing_but_failures_is_no_cache(tmp_path):
+    """In parts so small that each could fail by chance."""
+    nan = SimulationDataset(
+        lambda u: u * jnp.nan, Normal(0.0, 1.0), 20, on_failure="mask", devices=ONE,
+        block_size=4,
+    )  # fmt: skip
+    cached = CachedDataset(nan, tmp_path, chunk_size=8)
+    with pytest.raises(FloatingPointError, match="20 samples that all failed"):
+        cached.generate()
 
 
 @pytest.mark.parametrize("format", ["zarr", "tfrecord"])
@@ -458,7 +549,7 @@ def test_another_schema_is_refused(name, tmp_path):
     (value["layout"] if "layout" in value else value)["schema"] = 99
     path.write_bytes(seal(value))
     reopened = CachedDataset(Rows(), tmp_path)
-    with pytest.raises(ValueError, match="schema 2 .*got schema 99.*invalidate"):
+    with pytest.raises(ValueError, match="schema 3 .*got schema 99.*invalidate"):
         reopened.generate()
     reopened.invalidate()
     reopened.generate()

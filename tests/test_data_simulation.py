@@ -321,6 +321,11 @@ def test_nan_everywhere_is_an_error(policy):
     )
     with pytest.raises(FloatingPointError, match="32 of 32 samples"):
         nan[:]
+    few = SimulationDataset(
+        lambda u: u * jnp.nan, Normal(0.0, 1.0), 3, on_failure=policy
+    )
+    with pytest.raises(FloatingPointError, match="3 of 3 samples"):
+        few[:]
 
 
 # On the fly

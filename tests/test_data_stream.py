@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import trainax_pk as tx
+from trainax_pk.checkpoint import Segment
 from trainax_pk.data import (
     CacheDamaged,
     CachedDataset,
@@ -256,21 +257,23 @@ def test_nothing_is_read_beyond_the_end(cached, monkeypatch):
 # Trained on
 
 
+class Net(eqx.Module):
+    mlp: eqx.nn.MLP
+
+    def __call__(self, u):
+        out = self.mlp(jnp.append(u["u"], u["q"]))
+        return {"u": out[:3], "q": out[3].astype(u["q"].dtype)}
+
+
+NET = Net(eqx.nn.MLP(4, 4, 8, 1, key=jax.random.key(0)))
+
+
 def train(data, steps=120, **options):
     trainer = tx.trainer.SupervisedTrainer(
         data, num_rollout_steps=2, optimizer=optax.adam(1e-2), num_training_steps=steps,
         batch_size=6, progress=False, **options,
     )  # fmt: skip
-
-    class Model(eqx.Module):
-        mlp: eqx.nn.MLP
-
-        def __call__(self, u):
-            out = self.mlp(jnp.append(u["u"], u["q"]))
-            return {"u": out[:3], "q": out[3].astype(u["q"].dtype)}
-
-    model = Model(eqx.nn.MLP(4, 4, 8, 1, key=jax.random.key(0)))
-    return trainer, trainer(model, key=jax.random.key(1))
+    return trainer, trainer(NET, key=jax.random.key(1))
 
 
 @pytest.fixture(scope="module")
@@ -297,6 +300,15 @@ def test_a_trainer_streams_what_exceeds_the_budget(plain):
     # On the device the program gathers too: another program, other last bits.
     np.testing.assert_allclose(histories["device"].loss, expected.loss, rtol=1e-6)
     assert float(history.loss[-1]) < float(history.loss[0])
+
+
+def test_a_stopped_run_goes_on_with_the_batches_that_were_next(plain, tmp_path):
+    trainer, (_, whole) = train(plain, residency="disk", program="loop")
+    run = {"key": jax.random.key(1), "run_dir": tmp_path}
+    _, stopped = trainer(NET, segment=Segment(epochs=1), **run)
+    _, resumed = trainer(NET, **run)
+    assert 0 < len(stopped.loss) < len(whole.loss) == 120
+    same(resumed.loss, whole.loss)
 
 
 def test_a_larger_budget_trains_in_memory(plain):

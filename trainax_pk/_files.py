@@ -8,7 +8,7 @@ import shutil
 import socket
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ except ImportError:  # Windows
     fcntl = None
 
 _PIECE = 2**22
+Checksum = Callable[[bytes, int], int]
 
 
 class AbstractFiles(abc.ABC):
@@ -25,7 +26,12 @@ class AbstractFiles(abc.ABC):
 
     To add one: implement the abstract methods. `write` must be atomic: a reader sees
     the old content or the new one.
+
+    Attributes:
+        crc: `(bytes, checksum so far) -> checksum`, what files are compared by.
     """
+
+    crc: Checksum
 
     @abc.abstractmethod
     def url(self, name: str) -> str:
@@ -40,8 +46,18 @@ class AbstractFiles(abc.ABC):
         """Bytes of a file from `start` on, counted from its end if negative."""
 
     @abc.abstractmethod
-    def write(self, name: str, content: bytes) -> None:
-        """Writes a file whole, durably."""
+    def write(
+        self, name: str, content: bytes | Iterable[bytes], *, durable: bool = True
+    ) -> None:
+        """Writes a file whole, from its content or from the pieces of it.
+
+        Unless it is `durable`, a loss of power may take it until it is settled; the end
+        of a process never does.
+        """
+
+    @abc.abstractmethod
+    def hasten(self, names: list[str]) -> None:
+        """Begins to make files durable, and waits for nothing."""
 
     @abc.abstractmethod
     def settle(self, names: list[str]) -> None:
@@ -53,7 +69,7 @@ class AbstractFiles(abc.ABC):
 
     @abc.abstractmethod
     def checksum(self, name: str) -> int:
-        """CRC-32 of a file's bytes."""
+        """`crc` of a file's bytes."""
 
     @abc.abstractmethod
     def names(self) -> list[str]:
@@ -75,8 +91,9 @@ class AbstractFiles(abc.ABC):
 class LocalFiles(AbstractFiles):
     """A folder of this machine, or of a file system that is mounted here."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, crc: Checksum = zlib.crc32) -> None:
         self.root = root
+        self.crc = crc
         self._prefix = f"{root}{os.sep}"
 
     def url(self, name: str) -> str:
@@ -95,19 +112,34 @@ class LocalFiles(AbstractFiles):
         finally:
             os.close(descriptor)
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(
+        self, name: str, content: bytes | Iterable[bytes], *, durable: bool = True
+    ) -> None:
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("wb") as file:
-                file.write(content)
+                file.writelines([content] if isinstance(content, bytes) else content)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
+
+    def hasten(self, names: list[str]) -> None:
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for name in names:
+            descriptor = os.open(self.root / name, os.O_RDONLY)
+            try:
+                # Pages that are to be dropped are written first.
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
 
     def settle(self, names: list[str]) -> None:
         folders = set()
@@ -132,7 +164,7 @@ class LocalFiles(AbstractFiles):
         value = 0
         with (self.root / name).open("rb") as file:
             while piece := file.read(_PIECE):
-                value = zlib.crc32(piece, value)
+                value = self.crc(piece, value)
         return value
 
     def names(self) -> list[str]:
@@ -148,10 +180,11 @@ class LocalFiles(AbstractFiles):
         path = self.root / name if name else self.root
         if path.is_dir():
             shutil.rmtree(path)
+        elif path.exists():
+            path.unlink()
         else:
-            path.unlink(missing_ok=True)
-        if path.parent.is_dir():
-            sync_folder(path.parent)
+            return
+        sync_folder(path.parent)
 
     @contextlib.contextmanager
     def locked(self, timeout: float) -> Iterator[None]:
@@ -228,6 +261,22 @@ def read_sealed(files: AbstractFiles, name: str) -> dict[str, Any] | None:
 def fingerprints(files: AbstractFiles, names: list[str]) -> dict[str, list[int]]:
     """Size and checksum of files, as they lie there."""
     return {name: [files.size(name), files.checksum(name)] for name in names}
+
+
+def write_counted(
+    files: AbstractFiles, name: str, pieces: Iterable[bytes]
+) -> dict[str, list[int]]:
+    """Writes a file that is settled later; its fingerprint, without reading it again."""
+    size = value = 0
+
+    def counted() -> Iterator[bytes]:
+        nonlocal size, value
+        for piece in pieces:
+            size, value = size + len(piece), files.crc(piece, value)
+            yield piece
+
+    files.write(name, counted(), durable=False)
+    return {name: [size, value]}
 
 
 def find_damage(

@@ -47,8 +47,8 @@ class CachedDataset:
     The cache lies in `cache_dir/<content hash>-<format>`: a source whose physics, prior,
     seed or precision differs has another folder, so that nothing stale is read. It is
     made when it is first read, or by `generate`. While one part is written the next is
-    simulated: these two are the open chunk. A part counts once its files and a sealed
-    note about them are durable; the manifest is committed last, atomically. What was
+    simulated: these two are the open chunk. A part counts once its files are what a
+    sealed note says; the manifest is committed last, when all is on the disk. What was
     killed, by whatever signal, goes on at the first part that is missing and ends in
     the same bytes; at most the open chunk is made again.
 

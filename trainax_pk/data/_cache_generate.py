@@ -1,5 +1,6 @@
 """Makes a cache, or what is missing of it."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -31,6 +32,8 @@ from trainax_pk.data._cache_store import AbstractStore, Rows
 
 # What a part holds: large enough for a disk's full speed, small enough to lose.
 _PART_BYTES = 2**25
+# A loss of power costs no more of what was written.
+_SETTLE_SECONDS = 2.0
 
 
 def plan_layout(
@@ -55,9 +58,11 @@ def plan_layout(
             part_bytes = min(part_bytes, memory_budget // 16)
         part_size = max(1, part_bytes // row_bytes)
         block = getattr(source, "block_size", 1)
-        # Whole blocks, since a part of one costs as much; within the memory budget.
-        part_size = max(block, part_size // block * block)
-        part_size = min(part_size, getattr(source, "chunk_size", part_size))
+        # Whole blocks, since a part of one costs as much; within the memory budget. With
+        # few factors of two a part might be cut into single rows, or not at all.
+        count = max(1, part_size // block)
+        count -= count % (1 << max(0, count.bit_length() - 6))
+        part_size = min(count * block, getattr(source, "chunk_size", part_size))
     return Layout(
         content_hash,
         format,
@@ -80,8 +85,10 @@ def generate(
     """Writes the parts that are not whole, then the manifest. The lock is held.
 
     The order is what makes it safe against an end at any instant: header, metadata of
-    the format, then for every part its files and a sealed note, then the manifest. Each
-    is durable before the next begins, and none is believed without its checksum.
+    the format, then for every part its files and a sealed note, then the manifest, and
+    none is believed without its checksum. A killed process loses the open chunk alone,
+    a loss of power some seconds of work: parts go to the disk while others are made, and
+    the manifest comes when all of them are there.
     """
     layout = _begin(files, wanted, read_layout)
     store = make_store(layout, files)
@@ -94,14 +101,20 @@ def generate(
     )
     # One writer and one part in its hands: two parts are open at a time, the one that
     # is written and the one that is simulated.
-    with bar, ThreadPoolExecutor(1) as writer:
+    with bar, _Settler(files) as settler, ThreadPoolExecutor(1) as writer:
+        # What an earlier process has written it may not have made durable.
+        settler.add(entries)
         pending: tuple[int, Future] | None = None
-        for part in missing:
-            rows, num_failed = _simulate(source, layout, part)
-            _settle(pending, entries, bar, layout)
-            task = writer.submit(_write, store, files, part, rows, num_failed)
-            pending = part, task
-        _settle(pending, entries, bar, layout)
+        for part in [*missing, None]:
+            made = None if part is None else _simulate(source, layout, part)
+            written = {} if pending is None else {pending[0]: pending[1].result()}
+            if made is not None:
+                pending = part, writer.submit(_write, store, files, part, *made)
+            entries.update(written)
+            bar.update(sum(_length(layout, c) for c in written))
+            settler.add(written)
+        settler.finish()
+    _check_any_succeeded(source, layout, entries)
     _commit(files, layout, metadata, entries)
 
 
@@ -157,7 +170,9 @@ def _create(files: AbstractFiles, store: AbstractStore) -> dict[str, list[int]]:
         # What parts there are hang on it, so they go with it.
         files.remove(LEDGER)
         metadata = fingerprints(files, store.create())
-        files.write(METADATA, seal(metadata))
+        files.write(METADATA, seal(metadata), durable=False)
+    # In any case, since an earlier process may not have come to it.
+    files.settle([HEADER, METADATA, *metadata])
     return metadata
 
 
@@ -193,23 +208,78 @@ def _simulate(source: Any, layout: Layout, part: int) -> tuple[Rows, int]:
 def _write(
     store: AbstractStore, files: AbstractFiles, part: int, rows: Rows, num_failed: int
 ) -> dict[str, Any]:
-    names = store.write(part, rows)
-    note = {"files": fingerprints(files, names), "num_failed": num_failed}
-    files.write(ledger_name(part), seal({**note, "part": part}))
+    note = {"files": store.write(part, rows), "num_failed": num_failed}
+    files.write(ledger_name(part), seal({**note, "part": part}), durable=False)
     return note
 
 
-def _settle(
-    pending: tuple[int, Future] | None,
-    entries: dict[int, Any],
-    bar: Any,
-    layout: Layout,
+class _Settler:
+    """Brings parts to the disk by a thread of its own, while others are made.
+
+    Each is begun with at once; that it arrived is waited for once in a while, for all
+    that were: a file system takes as long for one as for many.
+    """
+
+    def __init__(self, files: AbstractFiles) -> None:
+        self._files = files
+        self._waiting: dict[int, dict[str, Any]] = {}
+        self._since = time.monotonic()
+        self._thread = ThreadPoolExecutor(1)
+        self._task = self._thread.submit(lambda: None)
+
+    def __enter__(self) -> "_Settler":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._thread.shutdown()
+
+    def add(self, entries: dict[int, dict[str, Any]]) -> None:
+        """Begins with parts; waits until the ones before are begun with."""
+        self._task.result()
+        self._task = self._thread.submit(self._begin, dict(entries))
+
+    def finish(self) -> None:
+        """Waits until everything is durable."""
+        self._task.result()
+        self._thread.submit(self._settle).result()
+
+    def _begin(self, entries: dict[int, dict[str, Any]]) -> None:
+        self._files.hasten(_names(entries))
+        self._waiting |= entries
+        if time.monotonic() - self._since > _SETTLE_SECONDS:
+            self._settle()
+            self._since = time.monotonic()
+
+    def _settle(self) -> None:
+        try:
+            self._files.settle(_names(self._waiting))
+        except BaseException:
+            # What could not be brought to the disk may still be read from memory: that
+            # these parts are whole is taken back.
+            for part in self._waiting:
+                self._files.remove(ledger_name(part))
+            raise
+        self._waiting = {}
+
+
+def _names(entries: dict[int, dict[str, Any]]) -> list[str]:
+    """Files of parts, their notes last."""
+    files = [name for entry in entries.values() for name in entry["files"]]
+    return files + [ledger_name(part) for part in entries]
+
+
+def _check_any_succeeded(
+    source: Any, layout: Layout, entries: dict[int, dict[str, Any]]
 ) -> None:
-    if pending is None:
-        return
-    part, task = pending
-    entries[part] = task.result()
-    bar.update(_length(layout, part))
+    """A source that masks refuses nothing but failures; its parts may hide that."""
+    failed = sum(entry["num_failed"] for entry in entries.values())
+    masks = getattr(source, "on_failure", None) == "mask"
+    if masks and failed >= layout.num_samples:
+        raise FloatingPointError(
+            f"Expected some finite simulations, got {layout.num_samples} samples that all "
+            "failed. The forward model diverges everywhere: check its time step and the "
+            "prior's scale, or pass on_failure='keep' to look at the output."
+        )
 
 
 def _commit(
@@ -227,7 +297,7 @@ def _commit(
             files.remove(name)
     manifest = {"layout": layout.to_json(), "metadata": own, "parts": parts}
     # The ledger goes file by file: its own remains could not tell that there are any.
-    files.write(FINISHING, b"")
+    files.write(FINISHING, b"", durable=False)
     files.write(MANIFEST, seal(manifest))
     tidy(files)
 

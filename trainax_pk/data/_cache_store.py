@@ -33,11 +33,11 @@ class AbstractStore(abc.ABC):
 
     @abc.abstractmethod
     def create(self) -> list[str]:
-        """Writes what belongs to no part; returns the files."""
+        """Writes what belongs to no part; returns the files, to be settled."""
 
     @abc.abstractmethod
-    def write(self, part: int, rows: Rows) -> list[str]:
-        """Writes one part durably; returns its files."""
+    def write(self, part: int, rows: Rows) -> dict[str, list[int]]:
+        """Writes the files of one part by `write_counted`; returns what it tells."""
 
     @abc.abstractmethod
     def read(self, start: int, stop: int) -> Rows:

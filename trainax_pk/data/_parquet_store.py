@@ -6,6 +6,7 @@ import json
 import numpy as np
 
 from trainax_pk._extras import load
+from trainax_pk._files import write_counted
 from trainax_pk.data._cache_manifest import Leaf
 from trainax_pk.data._cache_store import AbstractStore, Rows, take_by_part
 
@@ -22,7 +23,7 @@ class ParquetStore(AbstractStore):
         load("pyarrow.parquet", "parquet")
         return []
 
-    def write(self, part: int, rows: Rows) -> list[str]:
+    def write(self, part: int, rows: Rows) -> dict[str, list[int]]:
         """One file."""
         pyarrow, parquet = (
             load("pyarrow", "parquet"),
@@ -48,8 +49,7 @@ class ParquetStore(AbstractStore):
             write_statistics=False,
             write_page_checksum=True,
         )
-        self.files.write(_name(part), sink.getvalue())
-        return [_name(part)]
+        return write_counted(self.files, _name(part), [sink.getvalue()])
 
     def read(self, start: int, stop: int) -> Rows:
         """Rows of the parts that hold them."""

@@ -207,7 +207,7 @@ class SimulationDataset:
         simulated = self._runner.run(self._word, rows)
         # Every draw but the last of a sample has failed, and the last if it says so.
         self.num_failed += int((simulated.attempts - 1 + simulated.failed).sum())
-        check_failures(simulated, rows, self.on_failure)
+        check_failures(simulated, rows, self.on_failure, len(self))
         return simulated
 
     def with_split(self, split: str) -> "SimulationDataset":

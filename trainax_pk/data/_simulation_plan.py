@@ -151,8 +151,10 @@ def plan_chunk(
     return block_size * (memory_budget // block_bytes)
 
 
-def check_failures(simulated: Simulated, rows: np.ndarray, on_failure: str) -> None:
-    """Raises what the policy does not let pass."""
+def check_failures(
+    simulated: Simulated, rows: np.ndarray, on_failure: str, length: int
+) -> None:
+    """Raises what the policy does not let pass, of a dataset of some length."""
     failed = simulated.failed
     if not failed.any():
         return
@@ -170,7 +172,8 @@ def check_failures(simulated: Simulated, rows: np.ndarray, on_failure: str) -> N
             "on_failure='mask'."
         )
     # A few may all fail by chance, which is what these policies are for.
-    if failed.all() and len(rows) >= 16 and on_failure != "keep":
+    enough = min(16, length)
+    if failed.all() and len(rows) >= enough and on_failure != "keep":
         raise FloatingPointError(
             f"Expected some finite simulations, got {share} that failed. The forward "
             "model diverges everywhere: check its time step and the prior's scale, or "

@@ -107,31 +107,33 @@ class Recipe(eqx.Module):
             model, inner = split_observers(model)
             observers = (*inner, *observers)
 
-        def see(state: PyTree, time: Any) -> tuple[PyTree, Array]:
-            failed = self._has_failed(state)
+        def see(state: PyTree, time: Any) -> PyTree:
             for i, observer in enumerate(observers):
                 noise_key = jax.random.fold_in(jax.random.fold_in(key, i), time)
                 state = _observe(observer, state, noise_key)
-            return state, failed | self._has_failed(state, limited=False)
+            return state
 
         step = _stepper(model)
         if self.num_steps is None:
-            state = _run(step, state, self.num_warmup_steps)
-            return jax.tree.map(jnp.asarray, see(step(state), 0))
+            state = step(_run(step, state, self.num_warmup_steps))
+            output = jax.tree.map(jnp.asarray, see(state, 0))
+            return output, self._has_failed(state, output)
         state = _run(step, state, self.num_warmup_steps)
-        output, failed = _trajectory(step, see, state, self.num_steps, self.stride)
-        return output, jnp.any(failed)
+        # Without observers the outputs are the states: nothing else to watch.
+        also = (lambda seen: seen) if observers else (lambda seen: ())
+        output, largest = _trajectory(
+            step, see, also, state, self.num_steps, self.stride
+        )
+        return output, self._has_failed(*largest)
 
-    def _has_failed(self, tree: PyTree[Array], *, limited: bool = True) -> Array:
+    def _has_failed(self, states: PyTree[Array], outputs: PyTree[Array]) -> Array:
+        """Whether anything is not finite, or a state beyond the limit."""
         failed = jnp.array(False)  # noqa: FBT003
-        for x in jax.tree.leaves(tree):
-            x = jnp.asarray(x)
-            if not jnp.issubdtype(x.dtype, jnp.inexact):
-                continue
-            good = jnp.isfinite(x)
-            if limited and self.limit is not None:
-                good = good & (jnp.abs(x) <= self.limit)
-            failed = failed | ~jnp.all(good)
+        for x in _inexact((states, outputs)):
+            failed = failed | ~jnp.all(jnp.isfinite(x))
+        if self.limit is not None:
+            for x in _inexact(states):
+                failed = failed | ~jnp.all(jnp.abs(x) <= self.limit)
         return failed
 
 
@@ -176,28 +178,54 @@ def _run(step: Callable, state: PyTree[Array], num_steps: int) -> PyTree[Array]:
     if num_steps == 0:
         return state
     state = _settled(step, state)
+    if num_steps == 1:
+        return step(state)
     return jax.lax.scan(lambda u, _: (step(u), None), state, None, length=num_steps)[0]
 
 
 def _trajectory(
-    step: Callable, see: Callable, state: PyTree, num_steps: int, stride: int
-) -> tuple[PyTree[Array], Array]:
-    """States after 0, stride, ..., num_steps steps, as they are seen."""
+    step: Callable,
+    see: Callable,
+    also: Callable,
+    state: PyTree,
+    num_steps: int,
+    stride: int,
+) -> tuple[PyTree[Array], tuple[list[Array], list[Array]]]:
+    """States after 0, stride, ..., num_steps steps, as they are seen.
+
+    With them the largest magnitudes of the states and of `also(seen)`, entry by entry: a
+    reduction of every state would cost as much as many a step, while this is fused with
+    it, and reduced after the last.
+    """
     state = _settled(step, state)
     num_kept = num_steps // stride
 
-    def advance(state: PyTree, t: Array) -> tuple[PyTree, Any]:
-        return _run(step, state, stride), see(state, t)
+    def magnitudes(state: PyTree, seen: PyTree) -> tuple[list[Array], list[Array]]:
+        return _magnitudes(state), _magnitudes(also(seen))
+
+    like = jax.eval_shape(lambda u: magnitudes(u, see(u, 0)), state)
+    none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+
+    def look(carry: PyTree, t: Array) -> tuple[PyTree, PyTree]:
+        state, largest = carry
+        seen = see(state, t)
+        return jax.tree.map(jnp.maximum, largest, magnitudes(state, seen)), seen
+
+    def advance(carry: PyTree, t: Array) -> tuple[PyTree, Any]:
+        largest, seen = look(carry, t)
+        return (_run(step, carry[0], stride), largest), seen
 
     if stride == 1:
         # Sees the state before each step. One step is made in vain, which is cheaper
         # than a copy of everything to append the last state.
         times = jnp.arange(num_kept + 1, dtype=jnp.int32)
-        return jax.lax.scan(advance, state, times)[1]
+        (_, largest), seen = jax.lax.scan(advance, (state, none), times)
+        return seen, largest
     times = jnp.arange(num_kept, dtype=jnp.int32)
-    last, seen = jax.lax.scan(advance, state, times)
-    end = see(last, jnp.int32(num_kept))
-    return jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), seen, end)
+    last, seen = jax.lax.scan(advance, (state, none), times)
+    largest, end = look(last, jnp.int32(num_kept))
+    join = lambda x, y: jnp.concatenate([x, y[None]])  # noqa: E731
+    return jax.tree.map(join, seen, end), largest
 
 
 def _settled(step: Callable, state: PyTree) -> PyTree[Array]:
@@ -229,6 +257,15 @@ def _observe(observer: Callable, state: PyTree, key: PRNGKeyArray) -> PyTree[Arr
     if isinstance(observer, Observation):
         return observer.sample(state, key=key)
     return observer(state)
+
+
+def _inexact(tree: PyTree[Array]) -> list[Array]:
+    leaves = map(jnp.asarray, jax.tree.leaves(tree))
+    return [x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
+
+
+def _magnitudes(tree: PyTree[Array]) -> list[Array]:
+    return [jnp.abs(x) for x in _inexact(tree)]
 
 
 def _nan_like(x: Array) -> Array:

@@ -43,6 +43,10 @@ class Runner:
     def __init__(self, recipe: Recipe, width: int, devices: Sequence[Any]) -> None:
         self.width = width
         self._devices = tuple(devices)
+        # A scan gives time after time. To bring the samples to the front takes a CPU's
+        # compiler longer than many a simulation; the copy to the result does it instead.
+        on_cpu = all(device.platform == "cpu" for device in self._devices)
+        self._times_first = on_cpu and recipe.num_steps is not None
         self._arrays, static = eqx.partition(recipe, eqx.is_array)
         self._placed: dict[Any, PyTree[Array]] = {}
         self.num_traces = 0
@@ -50,7 +54,8 @@ class Runner:
         def block(arrays: PyTree[Array], word: Array, indices: Array) -> Draw:
             self.num_traces += 1
             whole = eqx.combine(arrays, static)
-            return jax.vmap(lambda i: whole.draw(word, i))(indices)
+            axes = Draw(0, int(self._times_first), 0, 0)
+            return jax.vmap(lambda i: whole.draw(word, i), out_axes=axes)(indices)
 
         self._block = jax.jit(block)
 
@@ -65,9 +70,9 @@ class Runner:
             args = jax.device_put((word, indices.astype(np.uint32)), device)
             under_way.append((places[i], self._block(self._on(device), *args)))
             if len(under_way) > _DEPTH * len(self._devices):
-                out = _collect(out, len(rows), *under_way.popleft())
+                out = self._collect(out, len(rows), *under_way.popleft())
         while under_way:
-            out = _collect(out, len(rows), *under_way.popleft())
+            out = self._collect(out, len(rows), *under_way.popleft())
         if out is None:
             out = self._nothing(word)
         return Simulated(*out)
@@ -80,7 +85,51 @@ class Runner:
     def _nothing(self, word: np.uint32) -> Draw:
         indices = jax.ShapeDtypeStruct((self.width,), jnp.uint32)
         like = jax.eval_shape(self._block, self._arrays, word, indices)
-        return jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), like)
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+        return jax.tree.map(lambda x: x[:0], self._samples_first(zeros))
+
+    def _collect(self, out: Any, length: int, places: np.ndarray, draw: Draw) -> Any:
+        """Copies a block to where its samples belong."""
+        host = self._samples_first(jax.tree.map(np.asarray, draw))
+        if out is None:
+            new = lambda x: np.empty((length, *x.shape[1:]), x.dtype)  # noqa: E731
+            out = jax.tree.map(new, host)
+        used = places >= 0
+        to = places[used]
+        # A run of neighbours, the usual case, is one copy.
+        is_run = len(to) > 0 and (np.diff(to) == 1).all()
+        target = slice(int(to[0]), int(to[-1]) + 1) if is_run else to
+
+        def copy(x: np.ndarray, y: np.ndarray) -> None:
+            if not used.all():
+                x[target] = y[used]
+            elif is_run and not y.flags.c_contiguous:
+                _copy_states(x[target], y)
+            else:
+                x[target] = y
+
+        jax.tree.map(copy, out, host)
+        return out
+
+    def _samples_first(self, draw: Draw) -> Draw:
+        """Views with the axis of samples in front."""
+        if not self._times_first:
+            return draw
+        return draw._replace(
+            output=jax.tree.map(lambda y: y.swapaxes(0, 1), draw.output)
+        )
+
+
+def _copy_states(x: np.ndarray, y: np.ndarray) -> None:
+    """`x[:] = y` for `(samples, times, ...)` of which y lies in memory time after time.
+
+    A state is copied as one item of many bytes: NumPy is slow with a last axis of a few
+    numbers.
+    """
+    state = np.dtype((np.void, y[0, 0].nbytes))
+    times, samples = y.shape[1], y.shape[0]
+    source = y.swapaxes(0, 1).reshape(times, samples, -1).view(state)
+    x.reshape(samples, times, -1).view(state)[:] = source.swapaxes(0, 1)
 
 
 def pack(rows: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -95,6 +144,8 @@ def pack(rows: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
         lanes that nobody asked for; and the position in `rows` that a lane serves,
         `(num_blocks, width)`, -1 for none. As few blocks as the fullest lane has rows.
     """
+    if len(rows) and (np.diff(rows) == 1).all():
+        return _pack_run(rows, width)
     lanes = rows % width
     order = np.argsort(lanes, kind="stable")
     sorted_lanes = lanes[order]
@@ -109,18 +160,11 @@ def pack(rows: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     return np.where(used, rows[places], spare[:, None]), places
 
 
-def _collect(out: Any, length: int, places: np.ndarray, draw: Draw) -> Any:
-    host = jax.tree.map(np.asarray, draw)
-    if out is None:
-        out = jax.tree.map(lambda x: np.empty((length, *x.shape[1:]), x.dtype), host)
-    used = places >= 0
-    to = places[used]
-    # A run of neighbours, the usual case, is one copy.
-    is_run = len(to) > 0 and (np.diff(to) == 1).all()
-    target = slice(int(to[0]), int(to[-1]) + 1) if is_run else to
-
-    def copy(x: np.ndarray, y: np.ndarray) -> None:
-        x[target] = y if used.all() else y[used]
-
-    jax.tree.map(copy, out, host)
-    return out
+def _pack_run(rows: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same for neighbours, without sorting."""
+    num_blocks = -(-len(rows) // width)
+    places = np.full(num_blocks * width, -1, np.int64)
+    places[: len(rows)] = np.arange(len(rows))
+    places = np.roll(places.reshape(num_blocks, width), rows[0] % width, axis=1)
+    spare = rows[np.arange(num_blocks) * width]
+    return np.where(places >= 0, rows[places], spare[:, None]), places

@@ -7,6 +7,7 @@ import struct
 import numpy as np
 
 from trainax_pk._extras import load
+from trainax_pk._files import write_counted
 from trainax_pk.data._cache_manifest import Leaf
 from trainax_pk.data._cache_store import AbstractStore, Rows, take_by_part
 
@@ -27,12 +28,11 @@ class TFRecordStore(AbstractStore):
         """Nothing beside the parts."""
         return []
 
-    def write(self, part: int, rows: Rows) -> list[str]:
+    def write(self, part: int, rows: Rows) -> dict[str, list[int]]:
         """One file."""
         start, stop = self.layout.rows(part)
         content = encode(self.layout.leaves, rows, stop - start)
-        self.files.write(_name(part), content)
-        return [_name(part)]
+        return write_counted(self.files, _name(part), [content])
 
     def read(self, start: int, stop: int) -> Rows:
         """Rows of the parts that hold them."""

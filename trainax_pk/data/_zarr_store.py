@@ -3,13 +3,15 @@
 import functools
 import os
 import struct
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from trainax_pk._extras import load
-from trainax_pk._files import AbstractFiles
+from trainax_pk._files import AbstractFiles, write_counted
 from trainax_pk.data._cache_gather import PieceCache, gather, read_whole
 from trainax_pk.data._cache_manifest import CacheDamaged, Layout, Leaf
 from trainax_pk.data._cache_store import AbstractStore, Rows
@@ -57,18 +59,16 @@ class ZarrStore(AbstractStore):
         for leaf in self.layout.leaves:
             self._create_array(zarr, leaf)
             names.append(f"{_FOLDER}/{leaf.name}/zarr.json")
-        self.files.settle(names)
         return names
 
-    def write(self, part: int, rows: Rows) -> list[str]:
+    def write(self, part: int, rows: Rows) -> dict[str, list[int]]:
         """One shard of every array."""
-        names = []
+        found = {}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for leaf in self.layout.leaves:
-                name = _shard(leaf, part)
-                self.files.write(name, self._encode(leaf, rows[leaf.name], pool))
-                names.append(name)
-        return names
+                pieces = self._encode(leaf, rows[leaf.name], pool)
+                found |= write_counted(self.files, _shard(leaf, part), pieces)
+        return found
 
     def read(self, start: int, stop: int) -> Rows:
         """A slice of every array."""
@@ -109,7 +109,10 @@ class ZarrStore(AbstractStore):
         rows, entries = self.piece_shape(leaf)
         return -(-self.layout.part_size // rows), -(-max(leaf.length, 1) // entries)
 
-    def _encode(self, leaf: Leaf, rows: np.ndarray, pool: ThreadPoolExecutor) -> bytes:
+    def _encode(
+        self, leaf: Leaf, rows: np.ndarray, pool: ThreadPoolExecutor
+    ) -> Iterator[bytes]:
+        """A shard in pieces; the next ones are encoded while one is written."""
         across, along = self._grid(leaf)
         size, entries = self.piece_shape(leaf)
         stored = np.ascontiguousarray(rows).view(leaf.stored_dtype)
@@ -128,19 +131,26 @@ class ZarrStore(AbstractStore):
                 whole[tuple(map(slice, block.shape))] = block
                 block = whole
             block = np.ascontiguousarray(block, little)
-            body = block.tobytes() if self._codec is None else self._codec.encode(block)
-            return body + struct.pack("<I", self._crc32c(body))
+            return block.tobytes() if self._codec is None else self._codec.encode(block)
+
+        def encode_share(share: range) -> tuple[list[int], bytes]:
+            bodies = [encode(number) for number in share]
+            sums = [struct.pack("<I", self._crc32c(body)) for body in bodies]
+            pairs = zip(bodies, sums, strict=True)
+            return [len(x) + 4 for x in bodies], b"".join(chain.from_iterable(pairs))
 
         count = across * along
-        # Some pieces to a task: handing one over costs as much as encoding a piece.
-        step = max(1, min(32, count // 16))
+        # Some pieces to a task, since handing one over, or writing one, costs as much as
+        # encoding it; few enough that their bytes stay in a core's own cache.
+        step = max(1, min(8, count // 16))
         shares = [range(i, min(i + step, count)) for i in range(0, count, step)]
-        found = pool.map(lambda share: [encode(number) for number in share], shares)
-        pieces = [piece for share in found for piece in share]
-        lengths = np.array([len(piece) for piece in pieces], "<u8")
-        index = np.stack([np.cumsum(lengths) - lengths, lengths], axis=1).astype("<u8")
-        raw = index.tobytes()
-        return b"".join([*pieces, raw, struct.pack("<I", self._crc32c(raw))])
+        sizes: list[int] = []
+        for lengths, content in pool.map(encode_share, shares):
+            sizes += lengths
+            yield content
+        ends = np.cumsum(sizes)
+        raw = np.stack([ends - sizes, sizes], axis=1).astype("<u8").tobytes()
+        yield raw + struct.pack("<I", self._crc32c(raw))
 
     def _read_index(self, name: str, part: int) -> np.ndarray:
         leaf = self._names[name]
