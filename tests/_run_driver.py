@@ -29,6 +29,7 @@ from trainax_pk.engine import Engine
 from trainax_pk.trainer import _loop
 
 TOTAL = 40
+SIGNALS = [signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT]
 
 
 class Network(eqx.Module):
@@ -92,14 +93,14 @@ def make(case, wait, folder):
     return trainer, model
 
 
-def train(case, folder, cache, point=None, nth=1):
+def train(case, folder, cache, point=None, nth=1, number=signal.SIGKILL):
     """One process' part of a run; leaves its digest behind if it gets to the end."""
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     keep_ledger(folder / "ledger")
     if point is not None:
-        POINTS[point](bomb(nth))
+        POINTS[point](bomb(nth, number))
     seconds = CASES[case][1]
 
     def wait(step, model, batch):
@@ -152,15 +153,17 @@ def read_ledger(path):
     return updates
 
 
-def bomb(nth):
-    """Kills this process when it is called for the nth time, after some work."""
+def bomb(nth, number):
+    """Sends this process a signal when it is called for the nth time, after some work."""
     calls = []
 
     def go_off(work=lambda: None):
         calls.append(work)
         if len(calls) == nth:
-            work()
-            os.kill(os.getpid(), signal.SIGKILL)
+            # What is half done by a process that goes on would not be a kill.
+            if number == signal.SIGKILL:
+                work()
+            os.kill(os.getpid(), number)
 
     return go_off
 
@@ -263,12 +266,14 @@ def kill_often(case, folder, cache, kills, chance, seconds):
     while True:
         point = chance.choice([None, None, *POINTS])
         nth = chance.randint(1, 3)
-        number = chance.choice([signal.SIGKILL] * 4 + [signal.SIGTERM, signal.SIGINT])
+        number = chance.choice(SIGNALS)
         enough = report["kills"] >= kills
         if enough:
             point = None
         folder.mkdir(exist_ok=True)
-        pid = child(lambda p=point, n=nth: train(case, folder, cache, p, n))
+        pid = child(
+            lambda p=point, n=nth, s=number: train(case, folder, cache, p, n, s)
+        )
         if point is None and not enough:
             time.sleep(chance.uniform(0.0, seconds))
             os.kill(pid, number)
@@ -276,8 +281,9 @@ def kill_often(case, folder, cache, kills, chance, seconds):
         if code != 0:
             assert code in (-9, -15, -2, 130, 143), code
             report["kills"] += 1
-            name = point or signal.Signals(number).name
-            report["points"][name] = report["points"].get(name, 0) + 1
+            names = [signal.Signals(number).name, point or "at a random time"]
+            for name in names:
+                report["points"][name] = report["points"].get(name, 0) + 1
             continue
         report["runs"] += 1
         report["digests"].append((folder / "digest").read_text())

@@ -185,6 +185,8 @@ def test_no_import_inside_a_function():
         ("google_crc32c", set()),
         ("orbax", set()),
         ("tensorboardX", set()),
+        ("mlflow", set()),
+        ("wandb", set()),
         ("pyarrow", set()),
         ("fsspec", set()),
         ("xarray", set()),

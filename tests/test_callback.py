@@ -234,7 +234,7 @@ def validation(**options):
 BAD = {
     "batch size 0": (validation(batch_size=0), "`batch_size` to be an integer >= 1"),
     "batch size 2.5": (validation(batch_size=2.5), "`batch_size` .* got 2.5"),
-    "use_ema": (validation(use_ema=1), "`use_ema` to be True or False"),
+    "use_ema": (validation(use_ema="last"), "`use_ema` to be an integer >= 1"),
     "configuration": (
         validation(configuration="x"),
         "`configuration` to be a configuration, got 'x'",

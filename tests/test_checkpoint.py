@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import resource
 import shutil
 import signal
 import threading
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 import trainax_pk as tx
 from trainax_pk._files import LocalFiles, seal, unseal
@@ -46,6 +48,7 @@ def arrays(step):
     """A small state that tells its step."""
     return {
         "state.params.weight": np.arange(6.0).reshape(2, 3) + step,
+        "state.ema.weight": np.arange(6.0).reshape(2, 3) - step,
         "state.step": np.int32(step),
     }
 
@@ -139,6 +142,28 @@ def test_any_damage_is_found_and_set_aside(written, tmp_path, data):
     assert (folder / "damaged" / f"{30:012d}-0").is_dir()
 
 
+def test_each_file_of_a_checkpoint_is_guarded(written, tmp_path):
+    """Every file, in each of four ways, once; hypothesis above chooses where."""
+    newest = written.folder / f"{30:012d}"
+    names = [p.relative_to(newest) for p in newest.rglob("*") if p.is_file()]
+    assert {"manifest.json", "ema.safetensors"} <= {n.as_posix() for n in names}
+    for name in names:
+        content = (newest / name).read_bytes()
+        middle = len(content) // 2
+        flipped = (
+            content[:middle] + bytes([content[middle] ^ 16]) + content[middle + 1 :]
+        )
+        for broken in (content[:-1], b"", None, flipped):
+            victim = tmp_path / "checkpoints" / newest.name
+            shutil.copytree(newest, victim)
+            (victim / name).unlink()
+            if broken is not None:
+                (victim / name).write_bytes(broken)
+            with pytest.raises(CheckpointDamaged):
+                Store(tmp_path / "checkpoints").read(30)
+            shutil.rmtree(victim)
+
+
 def damage(data, path, kind):
     content = path.read_bytes()
     if kind == "delete":
@@ -185,7 +210,7 @@ def test_a_later_schema_is_not_damage(store):
     files = LocalFiles(store.folder / f"{30:012d}")
     manifest = unseal(files.read("manifest.json"))
     files.write("manifest.json", seal({**manifest, "schema": 99}))
-    with pytest.raises(ValueError, match="schema 1 or older, got 99"):
+    with pytest.raises(ValueError, match="schema 2 or older, got 99"):
         store.newest()
 
 
@@ -216,14 +241,57 @@ def test_a_failed_save_leaves_the_others_and_the_next_one_works(
     assert store.newest().step == 40
 
 
-def test_a_folder_that_cannot_be_written_to_is_told(store, monkeypatch):
-    def read_only(*unused):
+@pytest.mark.parametrize("name", ["mkdir", "rename"])
+def test_a_folder_that_cannot_be_written_to_is_told(store, monkeypatch, name):
+    def read_only(*unused, **also_unused):
         raise PermissionError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(_store.os, "rename", read_only)
-    with pytest.raises(OSError, match="Read-only"):
-        store.write(40, arrays(40), {})
-    assert store.newest().step == 30
+    before = tree_digest(store.folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(_store.os, name, read_only)
+        with pytest.raises(OSError, match="Read-only"):
+            store.write(40, arrays(40), {})
+    assert store.newest().step == 30 and tree_digest(store.folder) == before
+    store.write(40, arrays(40), {})
+    assert store.newest().step == 40
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_file_system_that_takes_no_more_is_told(store):
+    """The kernel itself refuses: no file of this process may grow beyond a limit."""
+    before = tree_digest(store.folder)
+    large = {
+        **arrays(40),
+        "state.params.large": np.random.default_rng(0).normal(size=9999),
+    }
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(Exception, match="File too large|EFBIG|too large"):
+            store.write(40, large, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert store.steps() == [10, 20, 30] and tree_digest(store.folder) == before
+    store.write(40, large, {})
+    assert store.newest().step == 40
+
+
+def test_averages_are_files_of_their_own(tmp_path):
+    averages = {
+        "state.ema.a[0]": np.arange(3.0),
+        "state.more_ema[0].a[0]": np.arange(3.0) * 2,
+        "state.more_ema[1].a[0]": np.arange(3, dtype=np.int8),
+        "state.more_ema[1].b": np.array([1j]),  # which the format does not know
+        "state.more_ema[1].none": np.zeros((0, 2)),
+    }
+    store = Store(tmp_path)
+    store.write(7, {**arrays(7), **averages}, {})
+    folder = tmp_path / f"{7:012d}"
+    for number, name in enumerate(("ema", "ema-2", "ema-3")):
+        found = load_file(folder / f"{name}.safetensors")
+        assert np.array_equal(found[".a[0]"], list(averages.values())[number])
+    back = store.read(7).arrays
+    assert all(np.array_equal(back[path], x) for path, x in averages.items())
 
 
 def test_what_was_not_written_right_is_never_committed(store, monkeypatch):
@@ -461,8 +529,8 @@ def test_a_model_of_other_width_is_refused_or_taken_in_part(store):
         store.folder.parent, model, partial=True, step=10
     )
     assert np.array_equal(loaded.weight, arrays(10)["state.params.weight"])
-    with pytest.raises(ValueError, match="moving average"):
-        tx.checkpoint.load_model(store.folder.parent, model, weights="ema")
+    with pytest.raises(ValueError, match="2 moving averages"):
+        tx.checkpoint.load_model(store.folder.parent, model, weights="ema", average=2)
     with pytest.raises(FileNotFoundError, match=r"steps \[10, 20, 30\]"):
         tx.checkpoint.load_model(store.folder.parent, model, step=11)
     with warnings.catch_warnings(), pytest.raises(FileNotFoundError, match="got none"):

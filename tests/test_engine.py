@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import trainax_pk as tx
-from trainax_pk.engine import Engine, inspect_work, make_feed
+from trainax_pk.engine import ChunkClock, Engine, _chunks, inspect_work, make_feed
 from trainax_pk.engine._choice import choose
 
 DATA = jax.random.normal(jax.random.key(0), (4, 9, 1, 12))
@@ -115,6 +115,22 @@ def test_optimizers_with_weak_types_can_be_scanned():
     state = tx.TrainState.create(conv(), optimizer, key=jax.random.key(0))
     state, _ = engine.run(state, order, 0, 3, 3)
     assert float(state.opt_state) == 1.0
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.7, 5.0])
+def test_chunks_are_bounded_by_time(seconds, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(_chunks.time, "perf_counter", lambda: now[0])
+    clock, lengths = ChunkClock(), []
+    for i in range(6):
+        lengths.append(clock.limit(1000))
+        clock.begin()
+        now[0] += seconds * lengths[-1] + (8.0 if i == 0 else 0.0)
+        clock.end(lengths[-1])
+    # Beyond two seconds there is one update at a time, and the first compiles.
+    assert all(n == 1 or n * seconds <= 2.0 for n in lengths)
+    assert lengths[0] == lengths[1] == 1
+    assert lengths[2:] == [min(1000, max(1, int(2 / seconds)))] * 4
 
 
 def test_work_is_counted_through_loops():

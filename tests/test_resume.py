@@ -20,6 +20,7 @@ import pytest
 import trainax_pk as tx
 from tests._programs import compilation_cache
 from trainax_pk._files import hold_lock
+from trainax_pk.callback import _evaluate
 from trainax_pk.checkpoint import (
     CheckpointDamaged,
     Policy,
@@ -221,6 +222,15 @@ def deeper():
     return eqx.nn.MLP(3, 3, 8, 2, key=jax.random.key(1))
 
 
+def shallower():
+    return eqx.nn.MLP(3, 3, 8, 0, key=jax.random.key(1))
+
+
+def swapped():
+    one = mlp()
+    return eqx.tree_at(lambda m: m.layers, one, (one.layers[1], one.layers[0]))
+
+
 def other_activation():
     return eqx.nn.MLP(3, 3, 8, 1, jnp.tanh, key=jax.random.key(1))
 
@@ -241,6 +251,18 @@ CHANGED = {
         r"params\.layers\[0\]\.weight: float64\[8, 3\] was saved, now float64\[9, 3\]",
     ),
     "layer": (deeper, {}, KEY, r"layers\[2\]\.weight: nothing was saved, now"),
+    "layer less": (
+        shallower,
+        {},
+        KEY,
+        r"layers\[1\]\.weight: .* was saved, now nothing",
+    ),
+    "layers swapped": (
+        swapped,
+        {},
+        KEY,
+        r"layers\[0\]\.weight: float64\[8, 3\] was saved, now float64\[3, 8\]",
+    ),
     "activation": (other_activation, {}, KEY, r"model\.activation"),
     "dtype": (retyped, {}, KEY, r"float64\[8, 3\] was saved, now float32\[8, 3\]"),
     "optimizer": (mlp, {"optimizer": optax.sgd(1e-2)}, KEY, r"opt_state.*now nothing"),
@@ -272,6 +294,11 @@ def test_schedules_of_another_length_are_refused(tmp_path):
     trainer(50)(mlp(), key=KEY, run_dir=tmp_path, segment=Segment(epochs=1))
     with pytest.raises(RunChanged, match="decay_steps: 50 was saved, now 60"):
         trainer(60)(mlp(), key=KEY, run_dir=tmp_path)
+    # The same one has been used by now, which is no change.
+    again = trainer(50)
+    stop = Segment(epochs=1)
+    for _ in range(2):
+        again(mlp(), key=KEY, run_dir=tmp_path / "again", segment=stop)
 
 
 def test_a_change_may_be_allowed_and_is_logged(run):
@@ -363,6 +390,36 @@ def test_signals_save_and_end(number, ends, tmp_path, caplog):
     assert len(steps) == 1 and 18 <= steps[0] < TOTAL
     _, history = trainer(linear(), key=KEY, run_dir=tmp_path)
     assert sha(history) == sha(make()(linear(), key=KEY)[1])
+
+
+def test_a_signal_is_heard_between_the_batches_of_an_evaluation(tmp_path, monkeypatch):
+    pieces = []
+    add_losses = _evaluate._add_losses
+
+    def signalled(*args):
+        pieces.append(args[-2:])
+        if len(pieces) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return add_losses(*args)
+
+    monkeypatch.setattr(_evaluate, "_add_losses", signalled)
+    monkeypatch.setattr(_evaluate, "_PIECE_SECONDS", 0.0)
+    one = tx.configuration.Supervised()
+    trainer = make(
+        callbacks=[tx.callback.Validation(one, DATA, every=30, batch_size=3)]
+    )
+    with pytest.raises(SystemExit):
+        trainer(linear(), key=KEY, run_dir=tmp_path)
+    # Ten whole batches, one by one, of which seven were not waited for.
+    assert [(int(a), int(b)) for a, b in pieces] == [(0, 1), (1, 2), (2, 3)]
+    _, history = trainer(linear(), key=KEY, run_dir=tmp_path)
+    _, alone = trainer(linear(), key=KEY)
+    assert sha(history) == sha(alone)
+    records = [h.records["validation"].values for h in (history, alone)]
+    assert np.array_equal(*records)
+    windows = tx.data.Windows(DATA, 1)[:]
+    expected, _ = tx.make_eval_step(one)(alone.state, windows)
+    np.testing.assert_allclose(records[0][-1], expected, rtol=1e-12)
 
 
 def test_the_last_state_is_saved_while_the_main_thread_is_deaf(tmp_path, monkeypatch):

@@ -995,7 +995,10 @@ def test_options_of_other_number_types_are_taken():
             "a loss of one sample with `axis_name`, got a BatchLoss",
         ),
         (lambda: tx.make_eval_step(None), "`configuration` to be a configuration"),
-        (lambda: tx.make_eval_step(TWO, use_ema=1), "`use_ema` to be True or False"),
+        (
+            lambda: tx.make_eval_step(TWO, use_ema=0.9),
+            "`use_ema` to be an integer >= 1",
+        ),
         (
             lambda: tx.TrainState.create(NET, None, key=KEY),
             "`optimizer` to be an optax GradientTransformation",
@@ -1008,7 +1011,7 @@ def test_options_of_other_number_types_are_taken():
         ),
         (
             lambda: tx.TrainState.create(NET, ADAM, key=KEY, ema=0.9),
-            "`ema` to be True or False, got 0.9",
+            "`ema` to be an integer >= 0, got 0.9",
         ),
         (
             lambda: tx.TrainState.create(jnp.arange(3), ADAM, key=KEY),

@@ -15,8 +15,15 @@ from tensorboardX.proto.event_pb2 import Event
 
 import trainax_pk as tx
 from tests._programs import compilation_cache
+from trainax_pk import _extras
 from trainax_pk.checkpoint import read_metrics
-from trainax_pk.tracker import AbstractTracker, TensorBoard, _queue
+from trainax_pk.tracker import (
+    AbstractTracker,
+    MLflow,
+    TensorBoard,
+    WeightsAndBiases,
+    _queue,
+)
 from trainax_pk.tracker._queue import Tracking
 
 DATA = jax.random.normal(jax.random.key(0), (4, 9, 3))
@@ -129,6 +136,46 @@ def test_tensorboard_reads_what_is_written(tmp_path):
             np.testing.assert_allclose(found, line["loss"], rtol=1e-6)
     assert scalars["own/a/0", 20] == 20 and scalars["own/a/1", 20] == 0.5
     assert len(scalars) == 6 * 2 + 4 * 2
+
+
+def test_mlflow_holds_what_is_written(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setattr(_queue, "_PATIENCE", 120.0)  # A busy machine is no failure.
+    for _ in range(2):  # The second call finds a finished run, and the same one there.
+        train(tmp_path, [MLflow("some experiment")])
+    client = mlflow.MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
+    experiment = client.get_experiment_by_name("some experiment")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED" and run.info.run_name == tmp_path.name
+    lines = [x for x in read_metrics(tmp_path / "metrics.jsonl") if "loss" in x]
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [
+        (x["step"], x["loss"]) for x in lines
+    ]
+    assert client.get_metric_history(run.info.run_id, "own/a/1")[0].value == 0.5
+
+
+def test_weights_and_biases_holds_what_is_written_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setattr(_queue, "_PATIENCE", 120.0)
+    train(tmp_path, [WeightsAndBiases("some-project", mode="offline")])
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    (stored,) = folder.glob("run-*.wandb")
+    assert (tmp_path / "wandb.txt").read_text() in stored.name
+    content = stored.read_bytes()
+    assert b"some-project" in content and b"grad_norm" in content
+    last = [x for x in read_metrics(tmp_path / "metrics.jsonl") if "loss" in x][-1]
+    assert str(last["loss"]).encode() in content
+
+
+@pytest.mark.parametrize("tracker", [MLflow(), WeightsAndBiases(mode="offline")])
+def test_a_backend_that_is_not_installed_is_named(tracker, tmp_path, monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(_extras.importlib, "import_module", missing)
+    with pytest.raises(ImportError, match=r"trainax_pk\[(mlflow|wandb)\]"):
+        tracker.open(tmp_path)
 
 
 def test_what_is_no_tracker_is_refused(tmp_path):

@@ -106,6 +106,13 @@ def check_flag(name: str, value: Any) -> bool:
     return value
 
 
+def check_average(use_ema: Any) -> bool | int:
+    """Whether to use a moving average, or which of several; else a ValueError."""
+    if isinstance(use_ema, bool):
+        return use_ema
+    return check_count("use_ema", use_ema)
+
+
 def check_weights(name: str, weights: Any, length: int, what: str) -> Array:
     """`length` real weights as an array; ones when None."""
     if weights is None:

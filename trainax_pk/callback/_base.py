@@ -17,6 +17,8 @@ class Context:
     Attributes:
         step: Number of updates done, a Python int.
         state: The whole training state.
+        poll: Called now and then by evaluations that take long: ends the run where a
+            signal asks for it. None where nobody listens.
 
     Example:
         >>> import equinox as eqx
@@ -30,10 +32,15 @@ class Context:
     """
 
     def __init__(
-        self, step: int, state: TrainState, batch: Callable[[], PyTree[Array]]
+        self,
+        step: int,
+        state: TrainState,
+        batch: Callable[[], PyTree[Array]],
+        poll: Callable[[], None] | None = None,
     ) -> None:
         self.step = step
         self.state = state
+        self.poll = poll
         self._batch = batch
 
     @property

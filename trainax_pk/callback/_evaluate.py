@@ -1,15 +1,17 @@
 """Losses and metrics on data."""
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from trainax_pk._rollout import rollout
-from trainax_pk._tree import as_int, check_count, check_flag
+from trainax_pk._tree import as_int, check_average, check_count
 from trainax_pk.callback._base import AbstractCallback, Context, check_callback
 from trainax_pk.configuration import AbstractConfiguration
 from trainax_pk.configuration._base import check_configuration, window_steps
@@ -21,6 +23,10 @@ from trainax_pk.data import (
     as_trajectories,
 )
 from trainax_pk.step import TrainState, make_eval_step
+
+# Batches that are evaluated without looking up, and how long is looked away beyond them.
+_AT_ONCE = 8
+_PIECE_SECONDS = 1.0
 
 
 class Loss(AbstractCallback):
@@ -64,7 +70,8 @@ class Validation(AbstractCallback):
         windows: Windows of the held-out trajectories, or held-out samples.
         every: Number of updates between records.
         batch_size: Windows that are evaluated at once.
-        use_ema: Evaluate the moving average of the model.
+        use_ema: Evaluate the moving average of the model; of several the one of this
+            number, counted from 1.
         name: Key in `history.records`.
 
     Raises:
@@ -84,7 +91,7 @@ class Validation(AbstractCallback):
     windows: Windows | Samples
     every: int = eqx.field(static=True)
     batch_size: int = eqx.field(static=True)
-    use_ema: bool = eqx.field(static=True)
+    use_ema: bool | int = eqx.field(static=True)
     name: str = eqx.field(static=True)
 
     def __init__(
@@ -94,7 +101,7 @@ class Validation(AbstractCallback):
         *,
         every: int,
         batch_size: int = 128,
-        use_ema: bool = False,
+        use_ema: bool | int = False,
         name: str = "validation",
     ) -> None:
         self.every = check_callback(every, name)
@@ -112,12 +119,18 @@ class Validation(AbstractCallback):
                 "memory budget. Pass the trajectories of fewer samples."
             )
         self.batch_size = min(batch_size, len(self.windows))
-        self.use_ema = check_flag("use_ema", use_ema)
+        self.use_ema = check_average(use_ema)
         self.name = name
 
     def __call__(self, context: Context) -> Float[Array, ""]:
         """The mean loss."""
-        return _mean_loss(self, context.state)
+        long = len(self.windows) > _AT_ONCE * self.batch_size
+        traced = any(
+            isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(context.state)
+        )
+        if context.poll is None or traced or not long:
+            return _mean_loss(self, context.state)
+        return _polled_mean_loss(self, context.state, context.poll)
 
 
 class RolloutMetrics(AbstractCallback):
@@ -128,7 +141,8 @@ class RolloutMetrics(AbstractCallback):
         metrics: By name, `(prediction, reference) -> array`, both without the initial
             state, such as the functions of `tx.metrics`.
         every: Number of updates between records.
-        use_ema: Roll out the moving average of the model.
+        use_ema: Roll out the moving average of the model; of several the one of this
+            number, counted from 1.
         name: Key in `history.records`; its value is a dict by metric.
 
     Raises:
@@ -146,7 +160,7 @@ class RolloutMetrics(AbstractCallback):
     trajectories: Trajectories
     metrics: dict[str, Callable[..., Any]]
     every: int = eqx.field(static=True)
-    use_ema: bool = eqx.field(static=True)
+    use_ema: bool | int = eqx.field(static=True)
     name: str = eqx.field(static=True)
 
     def __init__(
@@ -155,7 +169,7 @@ class RolloutMetrics(AbstractCallback):
         metrics: Mapping[str, Callable[..., Any]],
         *,
         every: int,
-        use_ema: bool = False,
+        use_ema: bool | int = False,
         name: str = "rollout",
     ) -> None:
         self.every = check_callback(every, name)
@@ -171,7 +185,7 @@ class RolloutMetrics(AbstractCallback):
             )
         self.trajectories = as_trajectories(data)
         self.metrics = dict(metrics)
-        self.use_ema = check_flag("use_ema", use_ema)
+        self.use_ema = check_average(use_ema)
         self.name = name
 
     def __call__(self, context: Context) -> dict[str, PyTree[Array]]:
@@ -186,26 +200,80 @@ def _loss(
     return make_eval_step(configuration)(state, batch)[0]
 
 
+def _batch_loss(
+    callback: Validation, state: TrainState, start: Any, size: int
+) -> Array:
+    """Loss of the windows from `start` on."""
+    evaluate = make_eval_step(callback.configuration, use_ema=callback.use_ema)
+    indices = start + jnp.arange(size, dtype=jnp.int32)
+    windows = callback.windows
+    return evaluate(state, windows.gather(windows.arrays, indices))[0]
+
+
 @eqx.filter_jit
 def _mean_loss(callback: Validation, state: TrainState) -> Float[Array, ""]:
-    evaluate = make_eval_step(callback.configuration, use_ema=callback.use_ema)
-    windows, size = callback.windows, callback.batch_size
-    count, rest = divmod(len(windows), size)
+    size, count = callback.batch_size, len(callback.windows) // callback.batch_size
+    starts = size * jnp.arange(count, dtype=jnp.int32)
+    losses = jax.lax.map(lambda i: _batch_loss(callback, state, i, size), starts)
+    return _mean(callback, state, losses)
 
-    def batch_loss(indices: Array) -> Array:
-        return evaluate(state, windows.gather(windows.arrays, indices))[0]
 
-    full = jnp.arange(count * size, dtype=jnp.int32).reshape(count, size)
-    total = size * jnp.sum(jax.lax.map(batch_loss, full))
-    if rest:
-        tail = jnp.arange(count * size, len(windows), dtype=jnp.int32)
-        total = total + rest * batch_loss(tail)
-    return total / len(windows)
+def _mean(callback: Validation, state: TrainState, losses: Array) -> Float[Array, ""]:
+    """The mean over windows of the losses of whole batches, and of what is left."""
+    size, number = callback.batch_size, len(callback.windows)
+    total = size * jnp.sum(losses)
+    if number % size:
+        start = jnp.int32(number - number % size)
+        rest = number % size
+        total = total + rest * _batch_loss(callback, state, start, rest)
+    return total / number
+
+
+def _polled_mean_loss(
+    callback: Validation, state: TrainState, poll: Callable[[], None]
+) -> Float[Array, ""]:
+    """As `_mean_loss`, in pieces between which signals are heard."""
+    count = len(callback.windows) // callback.batch_size
+    losses = _no_losses(callback, state)
+    done, length = 0, 1
+    while done < count:
+        began = time.perf_counter()
+        end = min(done + length, count)
+        losses = _add_losses(callback, state, losses, np.int32(done), np.int32(end))
+        jax.block_until_ready(losses)
+        poll()
+        # Four times as many at most: the first piece compiles, and a short one says little.
+        pace = _PIECE_SECONDS / max(time.perf_counter() - began, 1e-9)
+        done, length = end, max(1, int(length * min(pace, 4.0)))
+    return _jitted_mean(callback, state, losses)
+
+
+@eqx.filter_jit
+def _no_losses(callback: Validation, state: TrainState) -> Array:
+    size, count = callback.batch_size, len(callback.windows) // callback.batch_size
+    like = jax.eval_shape(lambda: _batch_loss(callback, state, jnp.int32(0), size))
+    return jnp.zeros(count, like.dtype)
+
+
+@eqx.filter_jit
+def _add_losses(
+    callback: Validation, state: TrainState, losses: Array, start: Array, end: Array
+) -> Array:
+    size = callback.batch_size
+
+    def body(i: Array, losses: Array) -> Array:
+        return losses.at[i].set(_batch_loss(callback, state, i * size, size))
+
+    return jax.lax.fori_loop(start, end, body, losses)
+
+
+_jitted_mean = eqx.filter_jit(_mean)
 
 
 @eqx.filter_jit
 def _rollout_metrics(callback: RolloutMetrics, state: TrainState) -> dict[str, Any]:
-    model = state.ema_model if callback.use_ema else state.model
+    number = int(callback.use_ema)
+    model = state.averaged_model(number) if number else state.model
     model = eqx.nn.inference_mode(model)
     data = callback.trajectories
     num_steps = jax.tree.leaves(data.state)[0].shape[1] - 1

@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import PyTree
 
-from trainax_pk._tree import as_int, check_flag
+from trainax_pk._tree import as_int, check_average
 from trainax_pk.callback._base import AbstractCallback, Context, check_callback
 
 
@@ -15,7 +15,8 @@ class GetNetwork(AbstractCallback):
 
     Attributes:
         every: Number of updates between records.
-        use_ema: The moving average instead of the current model.
+        use_ema: The moving average instead of the current model; of several the one of
+            this number, counted from 1.
         name: Key in `history.records`.
 
     Raises:
@@ -28,16 +29,18 @@ class GetNetwork(AbstractCallback):
     """
 
     every: int = eqx.field(static=True, converter=as_int)
-    use_ema: bool = eqx.field(static=True, default=False)
+    use_ema: bool | int = eqx.field(static=True, default=False)
     name: str = eqx.field(static=True, default="network")
 
     def __check_init__(self) -> None:
         check_callback(self.every, self.name)
-        check_flag("use_ema", self.use_ema)
+        check_average(self.use_ema)
 
     def __call__(self, context: Context) -> PyTree[Any]:
         """The model."""
-        return context.state.ema_model if self.use_ema else context.model
+        if not self.use_ema:
+            return context.model
+        return context.state.averaged_model(int(self.use_ema))
 
 
 class Function(AbstractCallback):

@@ -5,7 +5,9 @@ from trainax_pk.checkpoint._load import Match, load_model
 from trainax_pk.checkpoint._log import read_metrics
 from trainax_pk.checkpoint._policy import Policy
 from trainax_pk.checkpoint._run_base import Segment
+from trainax_pk.checkpoint._start import Start
 from trainax_pk.checkpoint._store import CheckpointDamaged
+from trainax_pk.checkpoint._team import ProcessLost
 from trainax_pk.checkpoint._writer import NotFinite
 
 __all__ = [
@@ -13,8 +15,10 @@ __all__ = [
     "Match",
     "NotFinite",
     "Policy",
+    "ProcessLost",
     "RunChanged",
     "Segment",
+    "Start",
     "load_model",
     "read_metrics",
 ]

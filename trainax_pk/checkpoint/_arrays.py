@@ -16,6 +16,8 @@ from jaxtyping import PyTree
 from trainax_pk._extras import load
 
 ORBAX = "orbax.checkpoint"
+SAFETENSORS = "safetensors.numpy"
+_AVERAGE = re.compile(r"^state\.(?:ema(?=\W)|more_ema\[(\d+)\])")
 # What every version of the stored format knows; other types travel as integers.
 _PLAIN = "biufc"
 
@@ -31,6 +33,7 @@ class Leaf:
         dtype: Name of its dtype.
         key: Name of the random number implementation, for keys.
         digest: SHA-256 of its bytes.
+        file: The file of its own that it shares with others of its kind, or None.
     """
 
     path: str
@@ -39,6 +42,7 @@ class Leaf:
     dtype: str
     key: str | None
     digest: str
+    file: str | None = None
 
     @property
     def is_stored(self) -> bool:
@@ -79,8 +83,8 @@ def make_leaves(arrays: Mapping[str, Any]) -> list[tuple[Leaf, np.ndarray]]:
         host, key = to_host(x)
         name = _free_name(path, names)
         names.add(name)
-        leaf = Leaf(path, name, host.shape, host.dtype.name, key, digest(host))
-        leaves.append((leaf, host))
+        facts = (path, name, host.shape, host.dtype.name, key, digest(host))
+        leaves.append((Leaf(*facts, _file_of(path, host)), host))
     return leaves
 
 
@@ -94,12 +98,18 @@ def digest(x: np.ndarray) -> str:
 def write_arrays(folder: Path, leaves: Iterable[tuple[Leaf, np.ndarray]]) -> None:
     """Writes arrays into a folder that does not exist yet.
 
-    A checkpointer serves one save: one that has failed to write fails again without
+    Moving averages go into files of their own beside it, for those who want nothing
+    else. A checkpointer serves one save: one that has failed to write fails again without
     trying.
     """
     ocp = load(ORBAX)
-    tree = {leaf.name: _plain(x) for leaf, x in leaves if leaf.is_stored}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    stored = [(leaf, x) for leaf, x in leaves if leaf.is_stored]
+    tree = {leaf.name: _plain(x) for leaf, x in stored if leaf.file is None}
+    for file in sorted({leaf.file for leaf, _ in stored if leaf.file is not None}):
+        own = {_short(leaf.path): x for leaf, x in stored if leaf.file == file}
+        own = {name: np.ascontiguousarray(x) for name, x in own.items()}
+        load(SAFETENSORS).save_file(own, folder.with_name(file))
+    with _checkpointer(ocp) as checkpointer:
         checkpointer.save(folder, args=ocp.args.PyTreeSave(tree))
 
 
@@ -107,8 +117,10 @@ def read_arrays(folder: Path, leaves: Iterable[Leaf]) -> dict[str, np.ndarray]:
     """Arrays by path, as they were given to `write_arrays`."""
     ocp = load(ORBAX)
     leaves = list(leaves)
-    names = [leaf.name for leaf in leaves if leaf.is_stored]
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    files = {leaf.file for leaf in leaves if leaf.file is not None}
+    own = {f: load(SAFETENSORS).load_file(folder.with_name(f)) for f in files}
+    names = [leaf.name for leaf in leaves if leaf.is_stored and leaf.file is None]
+    with _checkpointer(ocp) as checkpointer:
         stored = checkpointer.restore(
             folder,
             args=ocp.args.PyTreeRestore(
@@ -120,7 +132,9 @@ def read_arrays(folder: Path, leaves: Iterable[Leaf]) -> dict[str, np.ndarray]:
     arrays = {}
     for leaf in leaves:
         x = np.zeros(leaf.shape, leaf.dtype)
-        if leaf.is_stored:
+        if leaf.file is not None:
+            x = own[leaf.file][_short(leaf.path)]
+        elif leaf.is_stored:
             x = np.asarray(stored[leaf.name]).view(np.dtype(leaf.dtype))
         arrays[leaf.path] = x
     return arrays
@@ -140,13 +154,30 @@ def fill(
 
 def restore_leaf(x: np.ndarray, like: Any) -> Any:
     """An array where and as `like` is."""
-    if is_key(like):
-        return jax.random.wrap_key_data(jnp.array(x), impl=jax.random.key_impl(like))
     if not isinstance(like, jax.Array):
         return x
     # On one device unless the template says otherwise: a program is compiled for where
     # its arguments have to be.
-    return jax.device_put(x, like.sharding) if like.committed else jnp.array(x)
+    array = put(x, like.sharding) if like.committed else jnp.array(x)
+    if is_key(like):
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+    return array
+
+
+def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """An array that is split or repeated over devices, those of other processes too.
+
+    Args:
+        x: The whole array, the same in every process.
+        sharding: Where its parts go.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    if is_key(x):
+        data = put(jax.random.key_data(x), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda i: host[i])
 
 
 def compare_leaves(
@@ -175,11 +206,33 @@ def compare_leaves(
     return differences
 
 
+def _checkpointer(ocp: Any) -> Any:
+    """What saves and restores for this process alone, whatever others there are."""
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(here, {here})
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
 def _plain(x: np.ndarray) -> np.ndarray:
     x = np.ascontiguousarray(x).reshape(x.shape)
     if x.dtype.kind in _PLAIN:
         return x
     return x.view(np.dtype(f"uint{8 * x.dtype.itemsize}"))
+
+
+def _file_of(path: str, x: np.ndarray) -> str | None:
+    """Where the leaf of a moving average goes, if the format of these files knows it."""
+    place = _AVERAGE.match(path)
+    if place is None or x.dtype.kind not in "biuf" or not x.size:
+        return None
+    number = 1 if place[1] is None else int(place[1]) + 2
+    return "ema.safetensors" if number == 1 else f"ema-{number}.safetensors"
+
+
+def _short(path: str) -> str:
+    """The place of a moving average's leaf in the model."""
+    return _AVERAGE.sub("", path)
 
 
 def _free_name(path: str, taken: set[str]) -> str:

@@ -224,8 +224,18 @@ def _difference(old: Mapping[str, str], new: Mapping[str, str]) -> Fields:
     return {
         name: f"{old.get(name, 'nothing')} was saved, now {new.get(name, 'nothing')}"
         for name in names
-        if old.get(name) != new.get(name)
+        if not _same(old.get(name), new.get(name))
     }
+
+
+def _same(old: str | None, new: str | None) -> bool:
+    if old == new:
+        return True
+    # Optax turns the counts in some schedules into floats when these are first used.
+    try:
+        return float(old) == float(new)
+    except (TypeError, ValueError):
+        return False
 
 
 def _begins(name: str, prefix: str) -> bool:

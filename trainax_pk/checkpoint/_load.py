@@ -38,6 +38,7 @@ def load_model(
     model: PyTree[Any],
     *,
     weights: Weights = "current",
+    average: int = 1,
     step: int | None = None,
     partial: bool = False,
 ) -> tuple[PyTree[Any], Match]:
@@ -50,6 +51,7 @@ def load_model(
         model: One of the same structure, such as it was before training; its static
             parts are kept. With `partial`, one that shares leaves with it.
         weights: "current", or "ema" for the moving average where it trains.
+        average: Which of several moving averages, counted from 1.
         step: Of which checkpoint; None for the newest.
         partial: Take over what fits in path, shape and dtype, and leave the rest.
 
@@ -84,13 +86,11 @@ def load_model(
             f"Expected `weights` to be 'current' or 'ema', got {weights!r}. Choose one "
             "of them."
         )
-    found = _find(Path(run_dir).expanduser(), step)
-    trained = "state.params" if weights == "current" else "state.ema"
+    found = find(Path(run_dir).expanduser(), step)
+    averaged = "state.ema" if average == 1 else f"state.more_ema[{average - 2}]"
+    trained = "state.params" if weights == "current" else averaged
     if not any(path.startswith(trained) for path in found.leaves):
-        raise ValueError(
-            f"Expected a run with a moving average in {run_dir}, got none. Train with "
-            "ema_decay=, or load the current weights."
-        )
+        raise no_average(run_dir, average)
     places = {
         path.removeprefix(prefix): path
         for prefix in (trained, "state.buffers")
@@ -118,7 +118,17 @@ def load_model(
     return _take_over(taken, arrays, static), match
 
 
-def _find(run_dir: Path, step: int | None) -> Checkpoint:
+def no_average(run_dir: Any, number: int = 1) -> ValueError:
+    """What to say of a run that keeps no moving average of this number."""
+    which = "a moving average" if number == 1 else f"{number} moving averages"
+    return ValueError(
+        f"Expected a run with {which} in {run_dir}, got none or fewer. Train with "
+        "ema_decay=, or load the current weights."
+    )
+
+
+def find(run_dir: Path, step: int | None) -> Checkpoint:
+    """A checkpoint of a run, or its newest; nothing is moved."""
     store = Store(run_dir / "checkpoints")
     steps = store.steps()
     if not steps or (step is not None and step not in steps):

@@ -82,9 +82,10 @@ class MetricLog:
             k: np.mean(x[:whole].reshape(-1, self.every), axis=1, dtype=np.float64)
             for k, x in series.items()
         }
-        for i in range(whole // self.every):
-            step = start + (i + 1) * self.every
-            lines.append((step, {k: _number(float(x[i])) for k, x in means.items()}))
+        rows = zip(*(map(_number, x.tolist()) for x in means.values()), strict=True)
+        for i, row in enumerate(rows):
+            values = dict(zip(means, row, strict=True))
+            lines.append((start + (i + 1) * self.every, values))
         self._tail = {k: x[whole:] for k, x in series.items()}
         self._done = start + length
         self._append(lines)

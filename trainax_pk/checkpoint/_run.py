@@ -19,12 +19,13 @@ from jaxtyping import PyTree
 from trainax_pk._files import hold_lock
 from trainax_pk.checkpoint._arrays import compare_leaves
 from trainax_pk.checkpoint._identity import Identity, check_unchanged
+from trainax_pk.checkpoint._load import Match
 from trainax_pk.checkpoint._log import MetricLog
 from trainax_pk.checkpoint._policy import Policy, Schedule
-from trainax_pk.checkpoint._run_base import AbstractRun, Point, Segment
+from trainax_pk.checkpoint._run_base import AbstractRun, Point, Segment, Verdict
 from trainax_pk.checkpoint._signals import Interrupts
 from trainax_pk.checkpoint._store import Checkpoint, CheckpointDamaged, Store
-from trainax_pk.checkpoint._writer import NotFinite, Writer
+from trainax_pk.checkpoint._writer import Frozen, NotFinite, Writer
 from trainax_pk.tracker import AbstractTracker
 from trainax_pk.tracker._queue import Tracking
 
@@ -52,6 +53,7 @@ class Run(AbstractRun):
         segment: Segment | None,
         allow_changes: Iterable[str],
         trackers: Sequence[AbstractTracker] = (),
+        saves_alone: bool = True,
     ) -> None:
         self.folder = Path(folder).expanduser()
         self.blocked = 0.0
@@ -61,6 +63,7 @@ class Run(AbstractRun):
         self._steps_per_epoch = steps_per_epoch
         self._segment = segment
         self._allowed = tuple(allow_changes)
+        self._saves_alone = saves_alone
         self._schedule = Schedule(policy, num_steps, steps_per_epoch)
         self._store = Store(self.folder / "checkpoints")
         self._tracking = Tracking(trackers)
@@ -133,8 +136,12 @@ class Run(AbstractRun):
             if path.startswith("history.")
         }
         self._log.resume(found.step, history)
-        self._start = self._saved = found.step
+        self.start_at(found.step)
         return found
+
+    def start_at(self, step: int) -> None:
+        """Goes on after so many updates."""
+        self._start = self._saved = step
 
     def gap(self, done: int) -> int | None:
         """Updates until a save is due by their number, or the segment ends."""
@@ -152,22 +159,52 @@ class Run(AbstractRun):
 
     def at_boundary(self, point: Point, *, reason: str | None = None) -> bool:
         """Saves if due, and at the end; ends if a signal came or the segment is over."""
-        self._last, done = point, point.done
-        self.poll()
+        verdict = self.judge(point.done, self.signal, reason)
+        self.carry_out(point, verdict, reason)
+        if verdict.signal:
+            raise self._interrupts.end()
+        return verdict.over and not verdict.finished
+
+    @property
+    def signal(self) -> int:
+        """Number of the first signal that came, or 0."""
+        return self._interrupts.received or 0
+
+    def judge(self, done: int, signal: int, reason: str | None = None) -> Verdict:
+        """What is to be done after so many updates."""
         finished = done == self._num_steps or reason is not None
         over = finished or self._segment_is_over(done)
+        due = bool(signal) or over or self._is_due(done)
+        return Verdict(signal, finished, over, done > self._saved and due)
+
+    def carry_out(
+        self, point: Point, verdict: Verdict, reason: str | None = None
+    ) -> None:
+        """Saves, and writes down what happens."""
+        self._last, done = point, point.done
+        if verdict.signal:
+            self._interrupts.received = verdict.signal
+            self._interrupts.obeyed.set()
+            with self._ending:
+                self._save_last()
+            return
         with self._timed(), self._ending:
-            if over:
+            if verdict.over:
                 self._save(point)
                 self._finish()
-            elif done > self._saved and self._is_due(done):
+            elif verdict.saves:
                 self._begin(point)
-        if over:
+        if verdict.over:
             why = {} if reason is None else {"reason": reason}
             blocked = round(self.blocked, 4)
-            kind = "finished" if finished else "stopped"
+            kind = "finished" if verdict.finished else "stopped"
             self._note(kind, done, **why, blocked_seconds=blocked)
-        return over and not finished
+
+    def mimic(self, point: Point, verdict: Verdict) -> None:
+        """Takes the part of a process that does not write in what another one does."""
+        if verdict.saves:
+            self._states(point)
+            self._saved = point.done
 
     def save(self, point: Point) -> None:
         """Saves now, due or not: what follows ends the run."""
@@ -175,12 +212,24 @@ class Run(AbstractRun):
             self._save(point)
             self._finish()
 
+    def read(self, step: int) -> Checkpoint:
+        """The checkpoint of a step, verified. Raises CheckpointDamaged."""
+        return self._store.read(step)
+
     def load(self, step: int) -> Checkpoint | None:
         """The checkpoint of a step, verified."""
         try:
-            return self._store.read(step)
+            return self.read(step)
         except CheckpointDamaged:
             return None
+
+    def note_start(self, other: str, match: Match) -> None:
+        """Writes what was taken over into the events."""
+        lists = {
+            name: list(getattr(match, name))
+            for name in ("matched", "missing", "unused")
+        }
+        self._note("taken over", 0, run=other, of_step=match.step, **lists)
 
     def note_failure(self, message: str) -> None:
         """Writes the message into the events."""
@@ -200,8 +249,12 @@ class Run(AbstractRun):
     def _end_for_deaf(self) -> None:
         """Saves what is done while the main thread computes; nothing changes it."""
         with self._ending:
-            if not self._interrupts.obeyed.is_set():
+            if self._interrupts.obeyed.is_set():
+                return
+            if self._saves_alone:
                 self._save_last()
+            else:
+                self._note("interrupted", self._saved, signal=self.signal)
 
     def _save_last(self) -> None:
         done = self._start
@@ -222,6 +275,15 @@ class Run(AbstractRun):
     def _begin(self, point: Point) -> None:
         began = time.monotonic()
         self._tell(self._writer.take_error())
+        states, best = self._states(point)
+        self._writer.begin(states, self._identity.to_json(), best)
+        self._saved, self._saved_at = point.done, time.monotonic()
+        if self._wait is not None:
+            blocked = time.monotonic() - began
+            self._wait = max(self._policy.every_seconds or 0.0, blocked / _SHARE)
+
+    def _states(self, point: Point) -> tuple[dict[int, Frozen], set[int]]:
+        """What is to be written, and what is to be kept because it is best."""
         best = point.best()
         # What is best so far is saved before what is newest: whoever goes on from there
         # finds it.
@@ -231,11 +293,7 @@ class Run(AbstractRun):
             if freeze is not None and step < point.done
         }
         states[point.done] = point.freeze()
-        self._writer.begin(states, self._identity.to_json(), set(best))
-        self._saved, self._saved_at = point.done, time.monotonic()
-        if self._wait is not None:
-            blocked = time.monotonic() - began
-            self._wait = max(self._policy.every_seconds or 0.0, blocked / _SHARE)
+        return states, set(best)
 
     def _save(self, point: Point) -> None:
         self._interrupts.saving = True

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import PyTree
 
+from trainax_pk.checkpoint._load import Match
 from trainax_pk.checkpoint._store import Checkpoint
 from trainax_pk.checkpoint._writer import Frozen
 
@@ -55,6 +56,22 @@ class Point(NamedTuple):
     done: int
     freeze: Callable[[], Frozen]
     best: Callable[[], Mapping[int, Callable[[], Frozen] | None]]
+
+
+class Verdict(NamedTuple):
+    """What is to be done between two chunks.
+
+    Attributes:
+        signal: Number of a signal that is to be obeyed, or 0.
+        finished: Whether all updates are done, or training ends early.
+        over: Whether to stop, finished or not.
+        saves: Whether a checkpoint is to be written.
+    """
+
+    signal: int
+    finished: bool
+    over: bool
+    saves: bool
 
 
 class AbstractRun(abc.ABC):
@@ -109,6 +126,10 @@ class AbstractRun(abc.ABC):
         """A checkpoint of this run, or None where there is no valid one."""
 
     @abc.abstractmethod
+    def note_start(self, other: str, match: Match) -> None:
+        """Takes what was taken over from another run."""
+
+    @abc.abstractmethod
     def note_failure(self, message: str) -> None:
         """Takes what made the run fail."""
 
@@ -160,6 +181,10 @@ class NoRun(AbstractRun):
     def load(self, step: int) -> None:
         """Nothing was saved."""
         del step
+
+    def note_start(self, other: str, match: Match) -> None:
+        """Nothing is noted."""
+        del other, match
 
     def note_failure(self, message: str) -> None:
         """Nothing is noted."""

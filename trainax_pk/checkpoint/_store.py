@@ -26,7 +26,8 @@ from trainax_pk.checkpoint._arrays import (
     write_arrays,
 )
 
-SCHEMA = 1
+# 1: moving averages among the other arrays. 2: in files of their own.
+SCHEMA = 2
 MANIFEST = "manifest.json"
 ARRAYS = "arrays"
 # Folders whose name begins so are on their way in or out, and belong to nobody.

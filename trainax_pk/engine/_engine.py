@@ -1,6 +1,6 @@
 """Runs many updates with one host round trip per chunk."""
 
-import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from trainax_pk.engine._members import (
     decide_members,
     join_groups,
     num_groups,
+    place_members,
     run_side_by_side,
     split_groups,
     split_members,
@@ -26,9 +27,6 @@ from trainax_pk.engine._members import (
 from trainax_pk.engine._program import Programs, Step
 from trainax_pk.engine._rewrite import make_rewrite
 from trainax_pk.step import TrainState
-
-# Longest chunk that is dispatched at once: how late a signal or a callback may come.
-_CHUNK_SECONDS = 2.0
 
 
 class Engine:
@@ -81,6 +79,9 @@ class Engine:
         raises: bool = False,
         guarded: Step | None = None,
         lifts: bool = False,
+        split: jax.sharding.NamedSharding | None = None,
+        settle: Callable[[Any], Any] | None = None,
+        measures: bool = True,
     ) -> None:
         """Compiles nothing.
 
@@ -93,6 +94,9 @@ class Engine:
             guarded: What runs in place of `step` where nobody can look at the records
                 before the next chunk: inside `jax.jit`.
             lifts: Whether the step holds arrays of a transformation around the run.
+            split: How the members of an ensemble are split over devices, if they are.
+            settle: What a program does to the state and records that it returns.
+            measures: Whether to decide by the clock, which other processes do not see.
         """
         if program not in ("auto", "loop", "scan"):
             raise ValueError(
@@ -106,10 +110,13 @@ class Engine:
         self._rewrite = make_rewrite(jax.default_backend(), num_updates)
         self._steps = (step, guarded or step)
         self._lifts = lifts
-        self._programs = Programs(step, feed, self._rewrite)
+        self._split = split
+        self._measures = measures
+        self._settle = settle
+        self._programs = Programs(step, feed, self._rewrite, settle)
         self._in_jit = self._programs
         if guarded is not None:
-            self._in_jit = Programs(guarded, feed, self._rewrite)
+            self._in_jit = Programs(guarded, feed, self._rewrite, settle)
         self._choices: dict[Any, Choice] = {}
         self._decisions: dict[Any, tuple[bool, str]] = {}
         self._lifted: dict[Any, Any] = {}
@@ -174,7 +181,7 @@ class Engine:
         if kind not in self._lifted:
             feed = self._feed.feed if self._lifted else self._feed
             lifted = [lift(s, feed, state, order, start) for s in self._steps]
-            programs = [Programs(s, f, self._rewrite) for s, f in lifted]
+            programs = [Programs(s, f, self._rewrite, self._settle) for s, f in lifted]
             self._lifted[kind] = (lifted[0][1], *programs)
         self._feed, self._programs, self._in_jit = self._lifted[kind]
 
@@ -205,7 +212,7 @@ class Engine:
         return choose(
             {family: probe(family) for family in ("loop", "scan")},
             num_updates=self._num_updates,
-            certain=self._certain(state, arrays, size),
+            certain=self._certain(state, arrays, size) or self._unmeasured(),
         )
 
     def _certain(self, state: TrainState, arrays: PyTree, size: int) -> Choice | None:
@@ -220,6 +227,12 @@ class Engine:
         if work.multiply_adds <= TINY and not work.ffts:
             return Choice("scan", "an update is dispatch, not arithmetic", {})
         return None
+
+    def _unmeasured(self) -> Choice | None:
+        if self._measures:
+            return None
+        family = "loop" if jax.default_backend() == "cpu" else "scan"
+        return Choice(family, "not measured: clocks of processes differ", {})
 
     def _run_traced(
         self, state: TrainState, arrays: PyTree, start: int, count: int, size: int
@@ -253,7 +266,7 @@ class Engine:
         # Updates that are dispatched one by one stay so.
         family = "loop" if self._program == "loop" or size == 1 else "scan"
         groups = 1
-        if family == "scan" and jax.default_backend() == "cpu":
+        if family == "scan" and jax.default_backend() == "cpu" and not self._split:
             groups = num_groups(axis_size)
 
         def together(state: TrainState, arrays: PyTree, count: int) -> Any:
@@ -291,19 +304,26 @@ class Engine:
         def run(state: TrainState, arrays: PyTree) -> Any:
             if _is_traced((state, arrays)):
                 return together(state, arrays, count)
+            if self._split is not None:
+                state = place_members(state, _all(state), self._split)
+                arrays = place_members(arrays, axes, self._split)
             kind = (jax.tree.structure((state, axes)), _shapes(state), size)
-            if self.vmapped is not None:
-                self.members = (self.vmapped, "fixed by the user")
-            elif kind not in self._decisions:
+            fixed = self._fixed_members()
+            if fixed is None and kind not in self._decisions:
                 self._decisions[kind] = self._decide(
                     together, apart, state, arrays, axes, size
                 )
-            if self.vmapped is None:
-                self.members = self._decisions[kind]
+            self.members = fixed or self._decisions[kind]
             form = together if self.members[0] else apart
             return form(state, arrays, count)
 
         return run
+
+    def _fixed_members(self) -> tuple[bool, str] | None:
+        """Whether members run vmapped, where nothing is left to decide."""
+        if self._split is not None:
+            return True, "split over the devices of a mesh"
+        return None if self.vmapped is None else (self.vmapped, "fixed by the user")
 
     def _decide(
         self,
@@ -325,58 +345,6 @@ class Engine:
             longest=size,
             raises=self._raises,
         )
-
-
-def chunk_size(limit: int, batch_bytes: int) -> int:
-    """Longest chunk: as long as nothing on the host has to be done in between, but not
-    longer than what a chunk's plan and its waiting time allow.
-
-    Args:
-        limit: Updates between two tasks of the host.
-        batch_bytes: What the chunk holds for each update.
-
-    Returns:
-        Number of updates, at least 1.
-
-    Example:
-        >>> from trainax_pk.engine import chunk_size
-        >>> chunk_size(100, 128), chunk_size(10**6, 128), chunk_size(100, 2**29)
-        (100, 8192, 2)
-    """
-    return max(1, min(limit, 8192, int(2**30 // max(batch_bytes, 1))))
-
-
-class ChunkClock:
-    """Limits chunks to a time: how late a signal or the progress bar may come.
-
-    Example:
-        >>> from trainax_pk.engine import ChunkClock
-        >>> ChunkClock().limit(1000)  # nothing is known before the first chunk
-        64
-    """
-
-    def __init__(self) -> None:
-        self._per_update: float | None = None
-        self._num_chunks = 0
-        self._began = time.perf_counter()
-
-    def begin(self) -> None:
-        """Marks the start of a chunk."""
-        self._began = time.perf_counter()
-
-    def end(self, count: int) -> None:
-        """Marks the end of a chunk of so many updates."""
-        self._num_chunks += 1
-        # The first chunk compiles; it says nothing of the next ones.
-        if self._num_chunks > 1:
-            self._per_update = (time.perf_counter() - self._began) / count
-
-    def limit(self, size: int) -> int:
-        """Number of updates that the next chunk may hold."""
-        if self._per_update is None:
-            return min(size, 64)
-        fitting = int(_CHUNK_SECONDS / max(self._per_update, 1e-9))
-        return int(np.clip(fitting, 1, size))
 
 
 def _all(tree: PyTree) -> PyTree:

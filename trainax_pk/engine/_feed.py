@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ from jaxtyping import Array, Int, PyTree
 
 from trainax_pk.data import Samples, StoredWindows, Windows
 from trainax_pk.engine._feed_base import AbstractChunkFeed, AbstractFeed
+from trainax_pk.engine._share import Share
 from trainax_pk.engine._stream_feed import StreamFeed
 
 # Updates whose order is computed at once.
@@ -70,6 +72,7 @@ class HostFeed(AbstractChunkFeed):
 
     Attributes:
         windows: Windows with host residency.
+        share: What of a batch this process gathers, or None for all of it.
 
     Example:
         >>> import numpy as np
@@ -82,26 +85,33 @@ class HostFeed(AbstractChunkFeed):
     """
 
     windows: Windows | Samples
+    share: Share | None = eqx.field(static=True, default=None)
 
     def load(self, order: Any, start: int, count: int, size: int) -> PyTree[Array]:
         """Batches of the chunk, leaves `(size, B, ...)`."""
         indices = np.asarray(order.indices(start, count))
         # The program's shapes are those of a full chunk; the rest is never read.
         rows = indices[np.minimum(np.arange(size), count - 1)]
+        if self.share is not None:
+            rows = rows[:, self.share.columns(order.batch_size)]
         windows = self.windows.gather_host(rows.reshape(-1))
-        return jax.tree.map(
-            lambda x: jnp.asarray(x.reshape(*rows.shape, *x.shape[1:])), windows
-        )
+        batches = jax.tree.map(lambda x: x.reshape(*rows.shape, *x.shape[1:]), windows)
+        if self.share is not None:
+            return self.share.put(batches, order.batch_size)
+        return jax.tree.map(jnp.asarray, batches)
 
 
 def make_feed(
-    windows: Windows | Samples | StoredWindows, num_updates: int = 2**31 - 1
+    windows: Windows | Samples | StoredWindows,
+    num_updates: int = 2**31 - 1,
+    share: Share | None = None,
 ) -> AbstractFeed:
     """The feed that fits where the windows live.
 
     Args:
         windows: Windows or samples on the device, on the host or on disk.
         num_updates: Updates of a run, beyond which nothing is read ahead.
+        share: What of a batch made on the host this process gathers; None for all.
 
     Returns:
         A `DeviceFeed`, a `HostFeed` or a `StreamFeed`.
@@ -114,5 +124,7 @@ def make_feed(
         'DeviceFeed'
     """
     if windows.residency == "disk":
-        return StreamFeed(windows, num_updates)
-    return HostFeed(windows) if windows.residency == "host" else DeviceFeed(windows)
+        return StreamFeed(windows, num_updates, share)
+    if windows.residency == "host":
+        return HostFeed(windows, share)
+    return DeviceFeed(windows)

@@ -51,6 +51,17 @@ def _split(tree: PyTree, mapped: PyTree, split: Callable[[Any], Any]) -> list[Py
     return [part(own) for own in parts]
 
 
+def place_members(
+    tree: PyTree, mapped: PyTree, split: jax.sharding.NamedSharding
+) -> PyTree:
+    """A stacked tree whose members are split over devices; what they share stays."""
+    leaves, treedef = jax.tree.flatten(tree)
+    pairs = zip(leaves, treedef.flatten_up_to(mapped), strict=True)
+    return treedef.unflatten(
+        [jax.device_put(x, split) if a == 0 else x for x, a in pairs]
+    )
+
+
 @jax.jit
 def stack_members(trees: Sequence[PyTree]) -> PyTree:
     """The inverse of `split_members`, in one dispatch."""

@@ -31,8 +31,10 @@ class Programs:
         step: Step,
         feed: AbstractFeed,
         rewrite: Transformation,
+        settle: Callable[[Any], Any] | None = None,
     ) -> None:
         self.num_traces = 0
+        self._settle = settle or (lambda out: out)
 
         def update(state: TrainState, batch: PyTree[Array]) -> Any:
             self.num_traces += 1
@@ -141,7 +143,7 @@ class Programs:
     ) -> tuple[TrainState, PyTree[Array]]:
         batch = self._feed.single(arrays, start, i)
         state, record = self._update(state, batch)
-        return state, _write(records, record, i)
+        return self._settle((state, _write(records, record, i)))
 
     def _many(
         self, state: TrainState, arrays: PyTree, start: Array, count: Array, size: int
@@ -155,7 +157,7 @@ class Programs:
             return state, records
 
         empty = _empty(size)
-        return jax.lax.fori_loop(0, count, body, (state, empty))
+        return self._settle(jax.lax.fori_loop(0, count, body, (state, empty)))
 
 
 def _for_members(update: Callable[..., Any], rewrite: Transformation) -> Any:

@@ -1,18 +1,18 @@
 """Batches from disk, read ahead while those before them are trained on."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32, PyTree
 
 from trainax_pk.data import StoredWindows
 from trainax_pk.engine._feed_base import AbstractChunkFeed
+from trainax_pk.engine._share import Share
 
 # Updates whose order is computed at once: every call has one shape.
 _BLOCK = 512
@@ -48,15 +48,18 @@ class StreamFeed(AbstractChunkFeed):
     windows: StoredWindows
     ahead: "_Ahead"
 
-    def __init__(self, windows: StoredWindows, num_updates: int) -> None:
+    def __init__(
+        self, windows: StoredWindows, num_updates: int, share: Share | None = None
+    ) -> None:
         """Reads nothing.
 
         Args:
             windows: What is gathered from.
             num_updates: Updates of a run; nothing is read beyond them.
+            share: What of a batch this process reads; None for all of it.
         """
         self.windows = windows
-        self.ahead = _Ahead(windows, num_updates)
+        self.ahead = _Ahead(windows, num_updates, share)
 
     def load(self, order: Any, start: int, count: int, size: int) -> PyTree[Array]:
         """Batches of the chunk, leaves `(size, B, ...)`."""
@@ -87,9 +90,12 @@ class _Ahead:
     before, up to what the memory budget allows.
     """
 
-    def __init__(self, windows: StoredWindows, num_updates: int) -> None:
+    def __init__(
+        self, windows: StoredWindows, num_updates: int, share: Share | None
+    ) -> None:
         self._windows = windows
         self._num_updates = num_updates
+        self._share = share
         # Threads start with the first task, and end with this object.
         self._reader = ThreadPoolExecutor(1)
         self._mover = ThreadPoolExecutor(1)
@@ -110,11 +116,11 @@ class _Ahead:
         if chunk.size == 1 < self._chunk.size:
             # A callback looks at one batch: what has been read ahead stays.
             batch = self._windows.gather_host(self._indices(chunk.start, 1)[0])
-            return jax.tree.map(lambda x: jnp.asarray(x[None]), batch)
+            return self._put(jax.tree.map(lambda x: x[None], batch))
         if self._next is not None and self._next[0] == chunk:
             self._arrays = self._next[1].result()
         else:
-            self._arrays = _move(chunk, self._cover(chunk), _Settings.now())
+            self._arrays = _move(chunk, self._cover(chunk), _Settings.now(), self._put)
         self._chunk, self._next = chunk, None
         self._look_ahead(chunk.start + chunk.count)
         return self._arrays
@@ -134,8 +140,15 @@ class _Ahead:
             self._groups = []
             return
         chunk = _Chunk(start, count, self._chunk.size)
-        task = self._mover.submit(_move, chunk, self._cover(chunk), _Settings.now())
+        task = self._mover.submit(
+            _move, chunk, self._cover(chunk), _Settings.now(), self._put
+        )
         self._next = chunk, task
+
+    def _put(self, batches: PyTree[np.ndarray]) -> PyTree[Array]:
+        if self._share is None:
+            return jax.device_put(batches)
+        return self._share.put(batches, self._order.batch_size)
 
     def _cover(self, chunk: _Chunk) -> list[_Group]:
         """Groups that hold a chunk; sees to it that one beyond them is under way."""
@@ -169,7 +182,10 @@ class _Ahead:
         # The last one is begun, and will be asked for again.
         self._blocks = {numbers[-1]: blocks[numbers[-1]]}
         skip = start - numbers[0] * _BLOCK
-        return np.concatenate(list(blocks.values()))[skip : skip + length]
+        rows = np.concatenate(list(blocks.values()))[skip : skip + length]
+        if self._share is None:
+            return rows
+        return rows[:, self._share.columns(self._order.batch_size)]
 
 
 class _Settings(NamedTuple):
@@ -205,16 +221,21 @@ def _gather(
     return jax.tree.map(lambda x: x.reshape(*indices.shape, *x.shape[1:]), batches)
 
 
-def _move(chunk: _Chunk, groups: list[_Group], settings: _Settings) -> PyTree[Array]:
+def _move(
+    chunk: _Chunk,
+    groups: list[_Group],
+    settings: _Settings,
+    put: Callable[[PyTree[np.ndarray]], PyTree[Array]],
+) -> PyTree[Array]:
     stop = chunk.start + chunk.count
 
-    def join(*parts: np.ndarray) -> Array:
+    def join(*parts: np.ndarray) -> np.ndarray:
         if len(parts) == 1 and chunk.count == chunk.size:
-            return jax.device_put(parts[0])
+            return parts[0]
         # The program's shapes are those of a full chunk; the rest is never read.
         whole = np.zeros((chunk.size, *parts[0].shape[1:]), parts[0].dtype)
         np.concatenate(parts, out=whole[: chunk.count])
-        return jax.device_put(whole)
+        return whole
 
     with settings.used():
         cut = [
@@ -224,4 +245,4 @@ def _move(chunk: _Chunk, groups: list[_Group], settings: _Settings) -> PyTree[Ar
             )
             for g in groups
         ]
-        return jax.tree.map(join, *cut)
+        return put(jax.tree.map(join, *cut))

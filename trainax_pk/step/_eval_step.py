@@ -5,7 +5,7 @@ from collections.abc import Callable
 import equinox as eqx
 from jaxtyping import Array, PyTree
 
-from trainax_pk._tree import check_flag
+from trainax_pk._tree import check_average
 from trainax_pk.configuration import AbstractConfiguration, Aux
 from trainax_pk.configuration._base import check_configuration
 from trainax_pk.step._keys import stream_key
@@ -13,7 +13,7 @@ from trainax_pk.step._state import TrainState
 
 
 def make_eval_step(
-    configuration: AbstractConfiguration, *, use_ema: bool = False
+    configuration: AbstractConfiguration, *, use_ema: bool | int = False
 ) -> Callable[[TrainState, PyTree[Array]], tuple[Array, Aux]]:
     """A pure function `(TrainState, batch) -> (loss, aux)` that changes nothing.
 
@@ -22,7 +22,8 @@ def make_eval_step(
 
     Args:
         configuration: What is evaluated; curricula count at full length.
-        use_ema: Evaluate the moving average of the model.
+        use_ema: Evaluate the moving average of the model; of several the one of this
+            number, counted from 1.
 
     Returns:
         The step.
@@ -43,10 +44,10 @@ def make_eval_step(
         ()
     """
     check_configuration(configuration)
-    check_flag("use_ema", use_ema)
+    check_average(use_ema)
 
     def evaluate(state: TrainState, batch: PyTree[Array]) -> tuple[Array, Aux]:
-        model = state.ema_model if use_ema else state.model
+        model = state.averaged_model(int(use_ema)) if use_ema else state.model
         model = eqx.nn.inference_mode(model)
         key = stream_key(state.key, "evaluate", state.step)
         return configuration(model, batch, key=key)

@@ -1,5 +1,6 @@
 """Checks of the options of a step, before any compute."""
 
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any, Literal
 
@@ -54,13 +55,22 @@ def check_parts_of_batch(
         )
 
 
-def check_policies(ema_decay: Any, nonfinite: Any, axis_name: Any) -> None:
-    """What happens around the update."""
-    if ema_decay is not None and not _is_number(ema_decay, least=0, below=1):
+def as_decays(ema_decay: Any) -> tuple[float, ...]:
+    """The decays of the averages that are kept: none, one or several."""
+    if ema_decay is None:
+        return ()
+    several = isinstance(ema_decay, Sequence) and not isinstance(ema_decay, str)
+    decays = tuple(ema_decay) if several else (ema_decay,)
+    if not decays or not all(_is_number(d, least=0, below=1) for d in decays):
         raise ValueError(
             f"Expected `ema_decay` to lie in [0, 1), got {ema_decay!r}. Pass for "
-            "example 0.999, or None."
+            "example 0.999, several as (0.99, 0.999), or None."
         )
+    return decays
+
+
+def check_policies(nonfinite: Any, axis_name: Any) -> None:
+    """What happens around the update."""
     if nonfinite not in ("raise", "skip", "ignore"):
         raise ValueError(
             "Expected `nonfinite` to be 'raise', 'skip' or 'ignore', got "

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from trainax_pk._tree import check_flag, describe
+from trainax_pk._tree import check_count, describe
 
 
 class _Static:
@@ -41,10 +41,11 @@ class TrainState(eqx.Module):
         params: Leaves of the model that train; None elsewhere.
         buffers: The model's other arrays (integers, frozen leaves, layer states).
         opt_state: State of the optimizer.
-        ema: Moving average of `params`, or None.
+        ema: Moving average of `params`, or None; of several, the first.
         step: Number of updates done, strong int32 scalar.
         num_skipped: Number of updates that were not finite and left out.
         key: Root key; the key of an update is a pure function of it and `step`.
+        more_ema: The other moving averages.
     """
 
     params: PyTree[Array]
@@ -55,6 +56,7 @@ class TrainState(eqx.Module):
     num_skipped: Int[Array, ""]
     key: PRNGKeyArray
     static: _Static = eqx.field(static=True)
+    more_ema: tuple[PyTree[Array], ...] = ()
 
     @classmethod
     def create(
@@ -64,7 +66,7 @@ class TrainState(eqx.Module):
         *,
         key: PRNGKeyArray,
         trainable: Callable[[Any], bool] | PyTree[bool] | None = None,
-        ema: bool = False,
+        ema: bool | int = False,
     ) -> "TrainState":
         """State before the first update.
 
@@ -75,8 +77,8 @@ class TrainState(eqx.Module):
             trainable: Which leaves train: a function of a leaf, or a PyTree of bools
                 that is a prefix of the model. Of these, inexact arrays do, other than
                 those of an `eqx.nn.State`.
-            ema: Whether to keep a moving average of the trained leaves; its decay is an
-                option of `make_train_step`.
+            ema: Whether to keep a moving average of the trained leaves, or how many;
+                their decays are an option of `make_train_step`.
 
         Returns:
             The state, with `step` 0.
@@ -96,7 +98,7 @@ class TrainState(eqx.Module):
             (0, (2, 2))
         """
         check_optimizer(optimizer)
-        check_flag("ema", ema)
+        check_count("ema", int(ema) if isinstance(ema, bool) else ema, minimum=0)
         _check_key(key)
         mask = _trainable_mask(model, trainable)
         dynamic, static = eqx.partition(model, eqx.is_array)
@@ -114,6 +116,7 @@ class TrainState(eqx.Module):
             buffers=buffers,
             opt_state=jax.tree.map(_owned, optimizer.init(params)),
             ema=jax.tree.map(_owned, params) if ema else None,
+            more_ema=tuple(jax.tree.map(_owned, params) for _ in range(int(ema) - 1)),
             step=jnp.zeros((), jnp.int32),
             num_skipped=jnp.zeros((), jnp.int32),
             key=_owned(key),
@@ -132,12 +135,25 @@ class TrainState(eqx.Module):
         Raises:
             ValueError: No average is kept.
         """
-        if self.ema is None:
+        return self.averaged_model(1)
+
+    def averaged_model(self, number: int) -> PyTree[Any]:
+        """The model with the leaves of one of several averages.
+
+        Args:
+            number: Which, counted from 1 in the order of their decays.
+
+        Raises:
+            ValueError: There are not as many.
+        """
+        averages = () if self.ema is None else (self.ema, *self.more_ema)
+        if not 1 <= number <= len(averages):
             raise ValueError(
-                "Expected a state with a moving average, got none. Create it with "
-                "TrainState.create(..., ema=True)."
+                f"Expected a state with a moving average of number {number}, got "
+                f"{len(averages) or 'none'}. Create it with TrainState.create(..., "
+                f"ema={number})."
             )
-        return self.model_with(self.ema)
+        return self.model_with(averages[number - 1])
 
     def model_with(self, params: PyTree[Array]) -> PyTree[Any]:
         """The model with other trained leaves."""

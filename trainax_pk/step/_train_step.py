@@ -1,6 +1,6 @@
 """One update as a pure function."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -17,6 +17,7 @@ from trainax_pk.step._devices import average, per_device
 from trainax_pk.step._keys import stream_key
 from trainax_pk.step._options import (
     NonFinite,
+    as_decays,
     check_options,
     check_parts_of_batch,
     check_policies,
@@ -50,7 +51,7 @@ def make_train_step(
     accumulate: int = 1,
     max_grad_norm: float | None = None,
     compute_dtype: Any = None,
-    ema_decay: float | None = None,
+    ema_decay: float | Sequence[float] | None = None,
     nonfinite: NonFinite = "raise",
     axis_name: str | None = None,
 ) -> Callable[[TrainState, PyTree[Array]], tuple[TrainState, Info]]:
@@ -75,7 +76,8 @@ def make_train_step(
         compute_dtype: `jnp.bfloat16`: the model computes in it; states between steps,
             losses, gradients, parameters and layers' states keep their precision.
         ema_decay: Decay d of the moving average, with warm-up min(d, (1+n)/(10+n)); the
-            state has to be created with `ema=True`.
+            state has to be created with `ema=True`. Several decays keep as many
+            averages, of a state created with `ema=` their number.
         nonfinite: What to do when loss or gradient is not finite. "skip" leaves the
             update out and counts it. "raise" does that to this and every later update;
             the engine and the trainers raise FloatingPointError then, a loop of one's
@@ -108,7 +110,8 @@ def make_train_step(
         (1, False)
     """
     check_options(configuration, optimizer, accumulate, max_grad_norm, compute_dtype)
-    check_policies(ema_decay, nonfinite, axis_name)
+    decays = as_decays(ema_decay)
+    check_policies(nonfinite, axis_name)
     check_parts_of_batch(configuration, accumulate, axis_name)
     update_rule = optax.with_extra_args_support(optimizer)
     # Where nothing is decided by it, the norm may overflow before its entries do.
@@ -116,7 +119,7 @@ def make_train_step(
     norm_of = plain_norm if only_reported else global_norm
 
     def step(state: TrainState, batch: PyTree[Array]) -> tuple[TrainState, Info]:
-        _check_average(state, ema_decay)
+        _check_average(state, decays)
         objective = _Objective(
             at_step(configuration, state.step),
             per_device(state.buffers, axis_name),
@@ -142,7 +145,7 @@ def make_train_step(
             value_fn=objective.value_fn(),
         )
         params = optax.apply_updates(state.params, updates)
-        new = _advance(state, params, opt_state, aux, ema_decay)
+        new = _advance(state, params, opt_state, aux, decays)
         new, skipped = _guard(state, new, loss, grad_norm, nonfinite)
         info = Info(loss, aux, grad_norm, _learning_rate(opt_state), skipped)
         return new, info
@@ -222,17 +225,24 @@ def _key(state: TrainState, axis_name: str | None) -> PRNGKeyArray:
     return jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
 
-def _check_average(state: TrainState, ema_decay: float | None) -> None:
-    if ema_decay is not None and state.ema is None:
+def _check_average(state: TrainState, decays: tuple[float, ...]) -> None:
+    if decays and state.ema is None:
         raise ValueError(
             "Expected a state with a moving average for ema_decay, got none. "
             "Create it with TrainState.create(..., ema=True)."
         )
-    if ema_decay is None and state.ema is not None:
+    if not decays and state.ema is not None:
         raise ValueError(
             "Expected `ema_decay` for a state with a moving average, got None; the "
             "average would stay where it is. Pass make_train_step(..., ema_decay=...)."
         )
+    if len(decays) > 1 or state.more_ema:
+        if len(decays) != 1 + len(state.more_ema):
+            raise ValueError(
+                f"Expected a moving average for each of the {len(decays)} decays, got "
+                f"{1 + len(state.more_ema)}. Create the state with TrainState.create(..., "
+                f"ema={len(decays)})."
+            )
 
 
 def _advance(
@@ -240,15 +250,12 @@ def _advance(
     params: PyTree[Array],
     opt_state: PyTree[Array],
     aux: Aux,
-    ema_decay: float | None,
+    decays: tuple[float, ...],
 ) -> TrainState:
-    ema = state.ema
-    if ema_decay is not None:
-        count = state.step.astype(jnp.result_type(float)) + 1
-        decay = jnp.minimum(ema_decay, (1 + count) / (10 + count))
-        ema = jax.tree.map(
-            lambda e, p: e + (1 - decay).astype(p.real.dtype) * (p - e), ema, params
-        )
+    averages = [
+        _average(ema, params, decay, state.step)
+        for ema, decay in zip((state.ema, *state.more_ema), decays, strict=False)
+    ]
     buffers = state.buffers
     if aux.model_state is not None:
         model = eqx.tree_at(lambda m: m.state, state.model, aux.model_state)
@@ -257,11 +264,22 @@ def _advance(
         params=params,
         buffers=buffers,
         opt_state=opt_state,
-        ema=ema,
+        ema=averages[0] if averages else None,
+        more_ema=tuple(averages[1:]),
         step=state.step + 1,
         num_skipped=state.num_skipped,
         key=state.key,
         static=state.static,
+    )
+
+
+def _average(
+    ema: PyTree[Array], params: PyTree[Array], decay: float, step: Array
+) -> PyTree[Array]:
+    count = step.astype(jnp.result_type(float)) + 1
+    warm = jnp.minimum(decay, (1 + count) / (10 + count))
+    return jax.tree.map(
+        lambda e, p: e + (1 - warm).astype(p.real.dtype) * (p - e), ema, params
     )
 
 

@@ -1,6 +1,8 @@
 """What a tracker is."""
 
 import abc
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +29,28 @@ class AbstractTracker(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Ends. Not called after a failure."""
+
+
+def flat_values(values: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a line by names that backends take, such as `rollout/nrmse/0`."""
+    return {
+        re.sub(r"\W+", "/", f"{name}{place}").strip("/"): number
+        for name, value in values.items()
+        for place, number in _numbers(value)
+    }
+
+
+def remembered(run_dir: Path, name: str, make: Callable[[], str]) -> str:
+    """What a backend calls this run: made once, and kept in the run directory."""
+    path = run_dir / name
+    if not path.exists():
+        path.write_text(make(), encoding="utf-8")
+    return path.read_text(encoding="utf-8")
+
+
+def _numbers(value: Any) -> list[tuple[str, float]]:
+    """The numbers of a nested list, each with its place."""
+    if isinstance(value, list):
+        pairs = [(i, pair) for i, x in enumerate(value) for pair in _numbers(x)]
+        return [(f"[{i}]{place}", number) for i, (place, number) in pairs]
+    return [] if value is None else [("", float(value))]

@@ -1,11 +1,10 @@
 """Event files that TensorBoard reads."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 from trainax_pk._extras import load
-from trainax_pk.tracker._base import AbstractTracker
+from trainax_pk.tracker._base import AbstractTracker, flat_values
 
 
 class TensorBoard(AbstractTracker):
@@ -34,19 +33,9 @@ class TensorBoard(AbstractTracker):
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Numbers as scalars: "rollout['nrmse']" becomes `rollout/nrmse/0` and so on."""
-        for name, value in values.items():
-            for place, number in _numbers(value):
-                tag = re.sub(r"\W+", "/", f"{name}{place}").strip("/")
-                self._writer.add_scalar(tag, number, step)
+        for tag, number in flat_values(values).items():
+            self._writer.add_scalar(tag, number, step)
 
     def close(self) -> None:
         """Writes what is left."""
         self._writer.close()
-
-
-def _numbers(value: Any) -> list[tuple[str, float]]:
-    """The numbers of a nested list, each with its place."""
-    if isinstance(value, list):
-        pairs = [(i, pair) for i, x in enumerate(value) for pair in _numbers(x)]
-        return [(f"[{i}]{place}", number) for i, (place, number) in pairs]
-    return [] if value is None else [("", float(value))]

@@ -71,7 +71,7 @@ def check_parts(batch_size: int, accumulate: int) -> int:
 
 
 def check_callbacks(
-    callbacks: Sequence[AbstractCallback], *, averages: bool
+    callbacks: Sequence[AbstractCallback], *, averages: int
 ) -> tuple[AbstractCallback, ...]:
     """Callbacks of different names, and an average where one of them asks for it."""
     if not isinstance(callbacks, Iterable):
@@ -85,11 +85,13 @@ def check_callbacks(
                 f"Expected callbacks, got {callback!r}. Wrap a function in "
                 "tx.callback.Function(function, every, name)."
             )
-        if getattr(callback, "use_ema", False) and not averages:
+        number = int(getattr(callback, "use_ema", False))
+        if number > averages:
             raise ValueError(
                 f"Expected `ema_decay` for the callback {callback.name!r} with "
-                "use_ema=True, got None. Pass for example ema_decay=0.999 to the "
-                "trainer, or use_ema=False."
+                f"use_ema={callback.use_ema}, got {averages or None}. Pass for example "
+                "ema_decay=0.999 to the trainer, several as (0.99, 0.999), or "
+                "use_ema=False."
             )
     names = [c.name for c in callbacks]
     repeated = sorted({n for n in names if names.count(n) > 1})

@@ -11,6 +11,7 @@ import numpy as np
 from jax.tree_util import tree_leaves_with_path
 from jaxtyping import Array, Float, PyTree
 
+from trainax_pk.checkpoint import Match
 from trainax_pk.checkpoint._arrays import restore_leaf, to_host
 from trainax_pk.step import TrainState
 from trainax_pk.trainer._results import as_result, check_like
@@ -42,6 +43,7 @@ class History(eqx.Module):
         state: The whole training state after the last update.
         program: Which program family ran, and why.
         best: By monitored name, step and value of the best evaluation.
+        start: What was taken over from another run, if anything was.
     """
 
     loss: Float[Array, " n"]
@@ -50,6 +52,7 @@ class History(eqx.Module):
     state: TrainState
     program: str = eqx.field(static=True)
     best: dict[str, tuple[int, float]] = eqx.field(default_factory=dict)
+    start: Match | None = eqx.field(static=True, default=None)
 
 
 class StoredRecord(NamedTuple):
@@ -136,6 +139,7 @@ class HistoryBuilder:
         program: str,
         forms: Mapping[str, PyTree[Any]],
         best: dict[str, tuple[int, float]],
+        start: Match | None = None,
     ) -> History:
         """The history of all that was added.
 
@@ -144,6 +148,7 @@ class HistoryBuilder:
             program: What ran.
             forms: A result, to be left out, of each callback that `lacks` one.
             best: As in the history.
+            start: As in the history.
         """
         series = jax.tree.map(lambda *x: jnp.concatenate(x), *self._chunks)
         records = {
@@ -162,7 +167,7 @@ class HistoryBuilder:
             )
             records[name] = Record(one.steps[:-1], values)
         loss, grad_norm = series["loss"], series["grad_norm"]
-        return History(loss, grad_norm, records, state, program, best)
+        return History(loss, grad_norm, records, state, program, best, start)
 
 
 def _gather(steps: tuple[int, ...], values: list[PyTree[Any]]) -> StoredRecord:

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
 from trainax_pk.callback import Context
+from trainax_pk.checkpoint import Start
 from trainax_pk.checkpoint._run_base import AbstractRun, Point
 from trainax_pk.checkpoint._writer import Frozen
 from trainax_pk.data import ShuffledOrder
@@ -33,12 +36,18 @@ class Loop:
     """
 
     def __init__(
-        self, trainer: Any, model: PyTree[Any], key: PRNGKeyArray, run: AbstractRun
+        self,
+        trainer: Any,
+        model: PyTree[Any],
+        key: PRNGKeyArray,
+        run: AbstractRun,
+        start: Start | None = None,
     ) -> None:
         order_key, state_key = jax.random.split(key)
         self.trainer = trainer
         self.run = run
-        self.order = ShuffledOrder(len(trainer.windows), trainer.batch_size, order_key)
+        order = ShuffledOrder(len(trainer.windows), trainer.batch_size, order_key)
+        self.order = trainer.devices.place_order(order, trainer.windows)
         state = TrainState.create(
             model,
             trainer.optimizer,
@@ -46,9 +55,10 @@ class Loop:
             trainable=trainer.trainable,
             ema=trainer.ema,
         )
-        self.state = trainer.devices.replicate(state)
+        self.state = trainer.devices.place_state(state)
         self.done, self.total = 0, trainer.num_training_steps
         self.stopped = False
+        self._start, self._match = start, None
         self._engine: Engine = trainer.engine
         self._planned = self.total
         self._history = HistoryBuilder()
@@ -58,15 +68,22 @@ class Loop:
 
     def train(self) -> tuple[PyTree[Any], History]:
         """Runs to the end, or to where it stops."""
-        clock, total = ChunkClock(), self.total
+        team, total = self.trainer.devices.team, self.total
+        # Traced once for all, a run has no time that could be measured.
+        traced = any(
+            isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(self.state)
+        )
+        clock = ChunkClock(64 if traced else 1)
         size = chunk_size(longest_gap(self.trainer), _batch_bytes(self.trainer))
         # Not `disable=False`, which would overrule the user's TQDM_DISABLE.
-        silent = {} if self.trainer.progress else {"disable": True}
-        with self.run, tqdm(total=total, mininterval=0.2, **silent) as bar:
+        silent = {} if self.trainer.progress and team.leads else {"disable": True}
+        bar = tqdm(total=total, mininterval=0.2, **silent)
+        with team.guarded(), self.run, bar:
             self._restore()
             bar.update(self.done)
             while not self._is_over():
-                gaps = (self._gap(), clock.limit(size), self.run.gap(self.done))
+                (limit,) = team.follow(clock.limit(size))
+                gaps = (self._gap(), limit, self.run.gap(self.done))
                 count = int(min(gap for gap in gaps if gap is not None))
                 clock.begin()
                 records = self._advance(count, size)
@@ -76,7 +93,7 @@ class Loop:
             best = self._best_state()
         engine, forms = self._engine, self._forms()
         history = self._history.build(
-            self.state, engine.describe(), forms, self._watch.best()
+            self.state, engine.describe(), forms, self._watch.best(), self._match
         )
         return best.model, history
 
@@ -98,6 +115,9 @@ class Loop:
         self.state, records = self._engine.run(
             before, self.order, self.done, count, size
         )
+        if self.trainer.devices.team.size > 1:
+            jax.block_until_ready(self.state)
+            records = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), records)
         self._check(before, records)
         self._history.add_chunk(records)
         self.done += count
@@ -107,6 +127,9 @@ class Loop:
     def _restore(self) -> None:
         found = self.run.restore(self.state)
         if found is None:
+            if self._start is not None:
+                self.state, self._match = self._start.apply(self.state)
+                self.run.note_start(str(self._start.run_dir), self._match)
             return
         self.done = found.step
         self.state = fill_state(found, self.state)
@@ -130,7 +153,8 @@ class Loop:
         def begin() -> Frozen:
             program = self._engine.choice.family
             facts = {"program": program, "num_updates": self._planned}
-            return freeze(state, self._history, step, facts)
+            held = self.trainer.devices.whole(state)
+            return freeze(held, self._history, step, facts)
 
         return begin
 
@@ -164,7 +188,9 @@ class Loop:
 
     def _context(self) -> Context:
         done, order = self.done, self.order
-        return Context(done, self.state, lambda: self._engine.batch(order, done))
+        # One process cannot end alone, nor look up at its own pace.
+        poll = self.run.poll if self.trainer.devices.team.size == 1 else None
+        return Context(done, self.state, lambda: self._engine.batch(order, done), poll)
 
     def _call_back(self) -> None:
         context, results = self._context(), {}
@@ -178,6 +204,7 @@ class Loop:
 
     def _kept(self, name: str, value: PyTree[Any]) -> PyTree[Any]:
         try:
+            value = self.trainer.devices.whole(value)
             return self._history.add_record(name, self.done, value)
         except ValueError:
             # The callback is at fault, and costs no update.

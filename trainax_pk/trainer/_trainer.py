@@ -13,10 +13,11 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from trainax_pk._tree import check_count, check_flag
 from trainax_pk.callback import AbstractCallback
-from trainax_pk.checkpoint import Policy, Segment
+from trainax_pk.checkpoint import Policy, Segment, Start
 from trainax_pk.checkpoint._identity import describe
 from trainax_pk.checkpoint._run import Run
 from trainax_pk.checkpoint._run_base import AbstractRun, NoRun
+from trainax_pk.checkpoint._run_shared import SharedRun
 from trainax_pk.configuration import AbstractConfiguration
 from trainax_pk.configuration._base import window_steps
 from trainax_pk.data import Samples, ShuffledOrder, Trajectories, as_items
@@ -24,6 +25,7 @@ from trainax_pk.engine import Engine, make_feed
 from trainax_pk.engine._lift import holds_tracers
 from trainax_pk.evaluation import EarlyStopping, Monitor
 from trainax_pk.step import make_train_step
+from trainax_pk.step._options import as_decays
 from trainax_pk.tracker import AbstractTracker
 from trainax_pk.trainer._checks import (
     check_call,
@@ -35,7 +37,7 @@ from trainax_pk.trainer._checks import (
 )
 from trainax_pk.trainer._history import History
 from trainax_pk.trainer._loop import Loop, longest_gap
-from trainax_pk.trainer._mesh import Devices
+from trainax_pk.trainer._mesh import Devices, Rule
 from trainax_pk.trainer._saved import identify
 
 
@@ -69,13 +71,14 @@ class Trainer:
         accumulate: int = 1,
         max_grad_norm: float | None = None,
         compute_dtype: Any = None,
-        ema_decay: float | None = None,
+        ema_decay: float | Sequence[float] | None = None,
         nonfinite: str = "raise",
         max_skipped: int | None = None,
         window_stride: int = 1,
         residency: str = "auto",
         program: str = "auto",
         mesh: jax.sharding.Mesh | None = None,
+        parameters: str | Rule = "replicated",
         checkpoints: Policy | None = None,
         log_every: int = 100,
         trackers: Sequence[AbstractTracker] = (),
@@ -99,7 +102,8 @@ class Trainer:
             max_grad_norm: As for `make_train_step`.
             compute_dtype: As for `make_train_step`.
             ema_decay: As for `make_train_step`; the average is
-                `history.state.ema_model`.
+                `history.state.ema_model`, the n-th of several
+                `history.state.averaged_model(n)`.
             nonfinite: "raise" (FloatingPointError naming update and leaves), "skip" or
                 "ignore".
             max_skipped: With "skip", the most updates in a row that may be left out
@@ -109,8 +113,12 @@ class Trainer:
                 or "auto": host where the data do not fit on the device, disk where a
                 `CachedDataset` exceeds its memory budget.
             program: "loop", "scan", or "auto": measured where no rule decides.
-            mesh: Devices over which every batch is split, along all of its axes; the
-                rest is replicated.
+            mesh: Devices over which every batch is split, along all of its axes but one
+                called "members", over which the members of an ensemble are; the rest is
+                replicated. They may belong to several processes (docs/scale.md).
+            parameters: "sharded" splits large arrays of parameters, optimizer state
+                and average over these devices, too; or a rule `(path, array) ->
+                PartitionSpec`.
             checkpoints: When a run with a `run_dir` is saved, and what is kept.
             log_every: Updates per line of its metric log.
             trackers: Where its metrics are shown, such as `tx.tracker.TensorBoard()`.
@@ -147,7 +155,8 @@ class Trainer:
         self.progress = check_flag("progress", progress)
         self.log_every = check_count("log_every", log_every)
         accumulate = check_parts(self.batch_size, accumulate)
-        self.callbacks = check_callbacks(callbacks, averages=ema_decay is not None)
+        self.ema = len(as_decays(ema_decay))
+        self.callbacks = check_callbacks(callbacks, averages=self.ema)
         self.early_stopping, self.monitors = check_monitors(
             early_stopping, monitors, self.callbacks
         )
@@ -159,12 +168,11 @@ class Trainer:
             "compute_dtype": compute_dtype,
             "ema_decay": ema_decay,
         }
-        self.devices = Devices(mesh, self.batch_size)
+        self.devices = Devices(mesh, self.batch_size, parameters)
         self.configuration = configuration
         self.optimizer = optimizer
         self.step_fn, self._fast_step = self._steps(nonfinite, options)
         self.trainable = trainable
-        self.ema = ema_decay is not None
         self.raises = nonfinite == "raise"
         self.max_skipped = check_skips(max_skipped, nonfinite)
         self._program = program
@@ -217,12 +225,15 @@ class Trainer:
     def _engine(self, program: str, num_updates: int) -> Engine:
         return Engine(
             self._fast_step,
-            make_feed(self.windows, self.num_training_steps),
+            make_feed(self.windows, self.num_training_steps, self.devices.share),
             num_updates=num_updates,
             program=program,
             raises=self.raises,
             guarded=self.step_fn,
             lifts=self._lifts,
+            split=self.devices.members,
+            settle=self.devices.settle,
+            measures=self.devices.team.size == 1,
         )
 
     def __call__(
@@ -234,6 +245,7 @@ class Trainer:
         run_dir: str | os.PathLike[str] | None = None,
         segment: Segment | None = None,
         allow_changes: Iterable[str] = (),
+        start: Start | None = None,
     ) -> tuple[PyTree[Any], History]:
         """Trains a model.
 
@@ -249,6 +261,7 @@ class Trainer:
             segment: Stop after so many epochs or minutes; call again to go on.
             allow_changes: Names of fields in which the run may differ from what it was
                 begun with, such as "optimizer".
+            start: What to take over from another run before the first update.
 
         Returns:
             The trained model, and the history; stacked for an ensemble.
@@ -269,16 +282,19 @@ class Trainer:
         check_call(model, key, ensemble=ensemble)
         traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(key))
         single = self.early_stopping or self.monitors or self.max_skipped is not None
-        if (ensemble or traced) and self.devices.count > 1:
-            raise ValueError(
-                "Expected one model with `mesh`, got an ensemble. Train its members one "
-                "by one, or on one device."
-            )
+        self.devices.check_models(
+            ensemble=ensemble or traced, number=key.shape[0] if ensemble else None
+        )
         if (ensemble or traced) and single:
             raise ValueError(
                 "Expected one model with `early_stopping`, `monitors` or `max_skipped`, "
                 "got an ensemble. Train its members one by one; they would end at "
                 "different times."
+            )
+        if start is not None and (ensemble or traced):
+            raise ValueError(
+                "Expected one model with `start`, got an ensemble. Load its members with "
+                "tx.checkpoint.load_model, and stack them."
             )
         if run_dir is None:
             if segment is not None:
@@ -287,7 +303,7 @@ class Trainer:
                     "which the run goes on later."
                 )
             if not ensemble:
-                return self._train(model, key, NoRun())
+                return self._train(model, key, NoRun(), start)
             return eqx.filter_vmap(lambda m, k: self._train(m, k, NoRun()))(model, key)
         if ensemble or traced:
             raise ValueError(
@@ -295,7 +311,7 @@ class Trainer:
                 "one by one, each in a folder of its own."
             )
         run = self._run(model, key, run_dir, segment, allow_changes)
-        return self._train(model, key, run)
+        return self._train(model, key, run, start)
 
     def _run(
         self,
@@ -304,7 +320,7 @@ class Trainer:
         run_dir: str | os.PathLike[str],
         segment: Segment | None,
         allow_changes: Iterable[str],
-    ) -> Run:
+    ) -> AbstractRun:
         if self._data_fields is None:
             self._data_fields = describe(self.windows, "data")
         may = {
@@ -315,7 +331,7 @@ class Trainer:
             "log_every": self.log_every,
             "devices": self.devices.count,
         }
-        return Run(
+        run = Run(
             Path(run_dir).expanduser().absolute(),
             policy=self.checkpoints,
             identity=identify(self._parts, self._data_fields, model, key, may),
@@ -325,12 +341,18 @@ class Trainer:
             segment=segment,
             allow_changes=allow_changes,
             trackers=self.trackers,
+            saves_alone=self.devices.saves_alone,
         )
+        return SharedRun(self.devices.team, run) if self.devices.team.size > 1 else run
 
     def _train(
-        self, model: PyTree[Any], key: PRNGKeyArray, run: AbstractRun
+        self,
+        model: PyTree[Any],
+        key: PRNGKeyArray,
+        run: AbstractRun,
+        start: Start | None = None,
     ) -> tuple[PyTree[Any], History]:
-        return Loop(self, model, key, run).train()
+        return Loop(self, model, key, run, start).train()
 
     def engine_of(self, program: str, num_updates: int) -> Engine:
         """The programs that a saved run was begun with: others differ in last bits.
