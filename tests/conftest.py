@@ -8,6 +8,10 @@ from pathlib import Path
 # Before jax is imported: several "devices" on one CPU, for the sharding tests.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 os.environ.setdefault("TQDM_DISABLE", "1")
+# Compilation is most of the time of these tests, and a quarter of it goes into machine
+# code that runs once. What XLA makes of a program before that is untouched. The second
+# run of .ci/run sets this to 0: there programs are compiled as users have them.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 
