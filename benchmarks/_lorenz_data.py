@@ -83,6 +83,23 @@ def windows(name: str) -> tuple[Windows, Windows]:
     return train, test
 
 
+def shortened(data: Windows, num_times: int) -> Windows:
+    """Windows cut into pieces whose edges are not observed either.
+
+    Of as many times as a multiple of those between observations, which therefore keep
+    their places; what is left over at the end is not used.
+    """
+    if num_times == NUM_TIMES:
+        return data
+    pieces = NUM_TIMES // num_times
+    inner = np.zeros((num_times, 1), bool)
+    inner[EDGE : num_times - EDGE] = True
+    truth, observed, mask = (
+        x[:, : pieces * num_times].reshape(-1, num_times, x.shape[2]) for x in data
+    )
+    return Windows(truth, jnp.where(inner, observed, 0.0), mask & inner)
+
+
 def observation_mask(case: Case, key: jax.Array, num_windows: int) -> jax.Array:
     """Where a window is observed: every few steps between its unobserved edges."""
     times = np.zeros(NUM_TIMES, bool)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 import trainax_pk as tx
-from benchmarks._lorenz_data import CASES, Windows, errors, windows
+from benchmarks._lorenz_data import CASES, Windows, errors, shortened, windows
 
 ADJOINTS: dict[str, Any] = {
     "direct": tx.DirectAdjoint(),
@@ -18,6 +18,22 @@ ADJOINTS: dict[str, Any] = {
     "k-step, k = 5": tx.KStepAdjoint(5),
     "one-step": tx.OneStepAdjoint(),
 }
+
+
+class Stage(NamedTuple):
+    """A part of training.
+
+    Attributes:
+        num_times: Length of its windows; below 200, the windows cut into pieces.
+        batch: Windows of an update.
+        updates: Number of updates.
+        rate: Peak of the learning rate, which ends at 0.
+    """
+
+    num_times: int
+    batch: int
+    updates: int
+    rate: float
 
 
 class Setting(NamedTuple):
@@ -29,11 +45,11 @@ class Setting(NamedTuple):
         along: Axes that are convolved.
         kernel: Taps, one for each axis.
         padding: Borders, one for each axis.
+        patch: Neighbours along each axis that are one point of the network.
+        normalise: Which gradient's size they are divided by.
         prior_weight: Weight of the dynamics before training; that of the observations
             is 1.
-        batch: Windows of an update.
-        updates: Number of updates.
-        rate: Peak of the learning rate.
+        stages: Of training, one after another.
     """
 
     iterations: int
@@ -41,17 +57,30 @@ class Setting(NamedTuple):
     along: str
     kernel: Any
     padding: Any
+    patch: Any
+    normalise: str
     prior_weight: float
-    batch: int
-    updates: int
-    rate: float
+    stages: tuple[Stage, ...]
+
+    @property
+    def updates(self) -> int:
+        """Of all stages."""
+        return sum(stage.updates for stage in self.stages)
 
 
+# One point of the network for each observed time: it sees the same pattern everywhere.
 SETTINGS = {
-    "l63_all": Setting(10, 16, "time", 5, "zero", 20.0, 10, 600, 6e-3),
-    "l63_first": Setting(10, 16, "time", 5, "zero", 20.0, 10, 600, 8e-3),
-    "l96": Setting(10, 10, "both", (5, 3), ("zero", "periodic"), 5.0, 1, 200, 8e-3),
-}
+    "l63_all": Setting(
+        10, 48, "time", 3, "zero", 8, "first", 20.0, (Stage(200, 10, 1_500, 2e-3),)
+    ),
+    "l63_first": Setting(
+        10, 48, "time", 3, "zero", 8, "first", 20.0, (Stage(200, 10, 2_500, 2e-3),)
+    ),
+    "l96": Setting(
+        20, 20, "both", (3, 3), ("zero", "periodic"), (4, 1), "each", 5.0,
+        (Stage(60, 2, 1_500, 5e-3), Stage(200, 1, 300, 1e-3)),
+    ),
+}  # fmt: skip
 
 
 class Scale(NamedTuple):
@@ -97,6 +126,8 @@ def make_solver(name: str, adjoint: Any, *, key: jax.Array) -> Any:
         along=setting.along,
         kernel_size=setting.kernel,
         padding=setting.padding,
+        patch=setting.patch,
+        normalise=setting.normalise,
         key=key,
     )
     # Small first steps: the start is already a good one.
@@ -114,36 +145,41 @@ def make_solver(name: str, adjoint: Any, *, key: jax.Array) -> Any:
 
 
 @functools.cache
-def make_trainer(name: str, num_windows: int) -> tx.trainer.Trainer:
-    """Adam on the squared error in physical units, on the first training windows.
+def make_trainer(name: str, stage: Stage) -> tx.trainer.Trainer:
+    """Adam on the squared error in physical units, on the training windows.
 
     Kept, so that another seed compiles nothing.
     """
-    setting = SETTINGS[name]
-    data = Windows(*(x[:num_windows] for x in windows(name)[0]))
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, setting.rate, setting.updates // 12, setting.updates
+        0.0, stage.rate, stage.updates // 12, stage.updates
     )
     return tx.trainer.Trainer(
-        batches(name, data),
+        batches(name, shortened(windows(name)[0], stage.num_times)),
         tx.configuration.Reconstruction(weights=scale(name).std ** 2),
         optimizer=optax.adam(schedule),
-        num_training_steps=setting.updates,
-        batch_size=setting.batch,
+        num_training_steps=stage.updates,
+        batch_size=stage.batch,
         max_grad_norm=1.0,
         program="loop",
         progress=False,
     )
 
 
-def train(name: str, adjoint: str, seed: int, num_windows: int) -> dict[str, Any]:
-    """Errors on the test windows after training, and what it took."""
+def train(name: str, adjoint: str, seed: int, share: float = 1.0) -> dict[str, Any]:
+    """Errors on the test windows after a share of the updates, and what it took."""
     model_key, order_key = jax.random.split(jax.random.key(1000 + seed))
     solver = make_solver(name, ADJOINTS[adjoint], key=model_key)
-    trainer = make_trainer(name, num_windows)
-    began, cpu = time.perf_counter(), time.process_time()
-    solver, history = trainer(solver, key=order_key)
-    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
+    stages = [
+        stage._replace(updates=round(share * stage.updates))
+        for stage in SETTINGS[name].stages
+    ]
+    seconds = cpu_seconds = 0.0
+    for stage in stages:
+        trainer = make_trainer(name, stage)
+        began, cpu = time.perf_counter(), time.process_time()
+        solver, history = trainer(solver, key=order_key)
+        seconds += time.perf_counter() - began
+        cpu_seconds += time.process_time() - cpu
     test = windows(name)[1]
     reconstruct(name, solver, Windows(*(x[:64] for x in test)))
     cpu_test = time.process_time()
@@ -156,8 +192,8 @@ def train(name: str, adjoint: str, seed: int, num_windows: int) -> dict[str, Any
         "train_seconds": seconds,
         "train_cpu_seconds": cpu_seconds,
         "cpu_ms_per_window": 1e3 * cpu_test / test.truth.shape[0],
-        "num_windows": num_windows,
-        "updates": SETTINGS[name].updates,
+        "num_windows": CASES[name].num_train,
+        "updates": sum(stage.updates for stage in stages),
         "last_loss": float(history.loss[-20:].mean()),
     }
 

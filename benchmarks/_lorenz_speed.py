@@ -15,7 +15,7 @@ ROUNDS = 15
 
 def compare_speed(name: str) -> dict[str, Any]:
     """Gradient of one batch's loss: milliseconds, and direct's over each adjoint's."""
-    data = Windows(*(x[: SETTINGS[name].batch] for x in windows(name)[0]))
+    data = Windows(*(x[: SETTINGS[name].stages[-1].batch] for x in windows(name)[0]))
     batch = batches(name, data)
 
     def gradient(adjoint: Any) -> Any:

@@ -16,11 +16,12 @@ from benchmarks import _lorenz_report
 from benchmarks._harness import RESULTS, hardware
 from benchmarks._lorenz_classical import METHODS, run_classical
 from benchmarks._lorenz_data import CASES
-from benchmarks._lorenz_learned import ADJOINTS, train
+from benchmarks._lorenz_learned import ADJOINTS, SETTINGS, train
 from benchmarks._lorenz_speed import compare_speed
 
 SEEDS = (0, 1, 2)
-TREND = (500, 2_000)
+# Shares of a case's updates, each with a schedule of its own.
+TREND = (0.1, 0.3)
 PARTS = ("classical", "learned", "trend", "speed")
 
 
@@ -29,6 +30,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", nargs="*", choices=[*CASES], default=[*CASES])
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument(
+        "--adjoints", nargs="*", choices=[*ADJOINTS], default=[*ADJOINTS]
+    )
     parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--report", action="store_true")
@@ -53,19 +57,19 @@ def _tasks(args: argparse.Namespace) -> dict[str, Any]:
         if "classical" in args.only:
             for method in METHODS:
                 tasks[f"{case}/{method}"] = lambda c=case, m=method: run_classical(c, m)
-        most = CASES[case].num_train
+        updates = SETTINGS[case].updates
         if "learned" in args.only:
-            for adjoint in ADJOINTS:
+            for adjoint in args.adjoints:
                 for seed in args.seeds:
                     tasks[f"{case}/4DVarNet, {adjoint}/{seed}"] = (
-                        lambda c=case, a=adjoint, s=seed: train(c, a, s, most)
+                        lambda c=case, a=adjoint, s=seed: train(c, a, s)
                     )
         if "trend" in args.only:
-            for count in TREND:
-                if count < most:
-                    tasks[f"{case}/trend/{count}"] = lambda c=case, n=count: train(
-                        c, "direct", 0, n
-                    )
+            for share in TREND:
+                fewer = round(share * updates)
+                tasks[f"{case}/trend/{fewer}"] = lambda c=case, s=share: train(
+                    c, "direct", 0, s
+                )
         if "speed" in args.only:
             tasks[f"{case}/speed"] = lambda c=case: compare_speed(c)
     return tasks
