@@ -3,9 +3,11 @@
     python -m benchmarks._apebench_run {trainax,compat} CASES.json RESULTS.npz
 
 A process of its own for each package: APEBench binds trainax when it is imported. CASES
-is a list of `{"name", "scenario", "net", "train", "task", "seeds", "options"}`. RESULTS
-holds by name the losses (seeds, updates), the errors of the test rollout (seeds, times),
-the number and sum of what the callbacks returned, and the seconds of the whole run.
+is a list of `{"name", "scenario", "net", "train", "task", "seeds", "options"}`; with
+"nudged" the initial weights are multiplied by 1 + 2⁻²³, a rounding of single precision.
+RESULTS holds by name the losses (seeds, updates), the errors of the test rollout (seeds,
+times), the number and sum of what the callbacks returned, and the seconds of the whole
+run.
 """
 
 import importlib
@@ -23,7 +25,10 @@ import numpy as np
 
 def run_case(apebench: Any, case: dict[str, Any]) -> dict[str, np.ndarray]:
     """One experiment; what apebench returns, on the host."""
-    scenario = apebench.scenarios.scenario_dict[case["scenario"]](**case["options"])
+    kind = apebench.scenarios.scenario_dict[case["scenario"]]
+    if case.get("nudged"):
+        kind = nudged(kind)
+    scenario = kind(**case["options"])
     began = time.perf_counter()
     results = scenario.run_raw(
         task_config=case.get("task", "predict"),
@@ -46,6 +51,19 @@ def run_case(apebench: Any, case: dict[str, Any]) -> dict[str, np.ndarray]:
         "callback_sums": np.asarray(sums),
         "seconds": np.asarray(seconds),
     }
+
+
+def nudged(kind: Any) -> Any:
+    """The scenario, whose networks begin one rounding beside their initial weights."""
+
+    class Nudged(kind):
+        def get_neural_stepper(self, **options: Any) -> Any:
+            made = super().get_neural_stepper(**options)
+            weights, rest = eqx.partition(made, eqx.is_inexact_array)
+            weights = jax.tree.map(lambda x: x * x.dtype.type(1 + 2.0**-23), weights)
+            return eqx.combine(weights, rest)
+
+    return Nudged
 
 
 def main(package: str, cases: str, results: str) -> None:
