@@ -20,7 +20,17 @@ def _cells(path, kind):
 
 def test_notebooks_are_numbered():
     numbers = [int(path.name[:2]) for path in NOTEBOOKS]
-    assert numbers == [1, 2, 3, 4, 5, 6]
+    assert numbers == [1, 2, 3, 4, 5, 6, 10]
+
+
+def test_a_new_task_needs_few_lines_beside_the_trainer():
+    path = ROOT / "notebooks" / "10_generic_trainer.ipynb"
+    sources = ["".join(cell["source"]) for cell in _cells(path, "code")]
+    (adapter,) = [text for text in sources if "def patches(" in text]
+    for part in ("class Velocity(", "def generate(", "class Generation("):
+        assert part in adapter
+    assert len(adapter.splitlines()) < 100
+    assert not any("(tx.trainer" in text for text in sources)  # no subclass
 
 
 @pytest.mark.slow
