@@ -18,45 +18,27 @@ from trainax_pk._files import LocalFiles
 from trainax_pk.callback import Context
 from trainax_pk.checkpoint._log import MetricLog
 from trainax_pk.data import ShuffledOrder
-from trainax_pk.engine import AbstractFeed, ChunkClock, Engine, chunk_size, make_feed
-from trainax_pk.engine._members import split_members
+from trainax_pk.engine import (
+    ChunkClock,
+    Engine,
+    chunk_size,
+    inspect_work,
+    make_feed,
+)
+from trainax_pk.engine._members import TINY, split_members
 from trainax_pk.experiment._artifact import write_artifact
-from trainax_pk.experiment._numbers import numbers_of, step_of, with_numbers
+from trainax_pk.experiment._numbers import (
+    NumberedFeed,
+    numbers_of,
+    step_of,
+    with_numbers,
+)
 from trainax_pk.experiment._objective import objective
 from trainax_pk.experiment._run import Made, assemble, build_with, make_model
 from trainax_pk.experiment._saved import read_arrays, save_arrays
 from trainax_pk.experiment._sweep_spec import HyperSweep, Trial
 from trainax_pk.step import TrainState
 from trainax_pk.trainer import History
-
-
-class NumberedFeed(AbstractFeed):
-    """Batches `(numbers, batch)`: a member's own numbers come with its order.
-
-    Attributes:
-        feed: Where the batches come from.
-    """
-
-    feed: AbstractFeed
-
-    def load(self, order: Any, start: int, count: int, size: int) -> PyTree[Array]:
-        """The feed's arrays, and the numbers."""
-        numbers, order = order
-        return self.feed.load(order, start, count, size), numbers
-
-    def plan(
-        self, arrays: PyTree[Array], start: Array, count: Array, size: int
-    ) -> PyTree[Array]:
-        """The feed's plan."""
-        return self.feed.plan(arrays[0], start, count, size)
-
-    def pick(self, arrays: PyTree[Array], plan: PyTree[Array], i: Array) -> PyTree:
-        """Batch of the i-th update."""
-        return arrays[1], self.feed.pick(arrays[0], plan, i)
-
-    def single(self, arrays: PyTree[Array], start: Array, i: Array) -> PyTree[Array]:
-        """Batch of one update."""
-        return arrays[1], self.feed.single(arrays[0], start, i)
 
 
 class Members:
@@ -96,7 +78,7 @@ class Members:
         self._states: list[TrainState] | None = None
         trainer = self._built.trainer
         self.total = trainer.num_training_steps
-        feed = NumberedFeed(make_feed(trainer.windows, self.total))
+        self._feed = feed = NumberedFeed(make_feed(trainer.windows, self.total))
         options = {"num_updates": self.total, "program": trainer._program}
         raises = self._base.training.nonfinite == "raise"
         self._raises = raises
@@ -106,6 +88,9 @@ class Members:
         self._apart = Engine(self._step, feed, **options)
         self._apart.vmapped = False
         self._begin()
+        if self._is_dispatch():
+            # One dispatch for all, where the engine would measure what is certain.
+            self._engine.vmapped = True
 
     def advance(self, stop: int, *, progress: bool = False) -> dict[int, float]:
         """Trains up to an update.
@@ -205,6 +190,17 @@ class Members:
         facts = {"trials": []} if found is None else json.loads(found.note)
         if all(t.number in facts["trials"] for t in self.trials):
             self._restore(found, facts)
+
+    def _is_dispatch(self) -> bool:
+        """Whether updates are dispatched one by one, and hardly compute anything."""
+        if self._base.training.program != "loop":
+            return False
+        one = jax.tree.map(lambda x: x[0], (self._state, self._numbers, self._orders))
+        arrays = self._feed.load(one[1:], 0, 1, 1)
+        jaxpr = jax.make_jaxpr(lambda s, a: self._step(s, self._feed.single(a, 0, 0)))(
+            one[0], arrays
+        )
+        return inspect_work(jaxpr).multiply_adds <= TINY
 
     def _parts(self) -> PyTree[Any]:
         series = {}
