@@ -207,7 +207,7 @@ OTHER = {
     "clip_value": 0.01, "clip_norm": 0.01, "b1": 0.6, "b2": 0.7, "eps": 0.1,
     "weight_decay": 0.4, "decayed": "matrices", "threshold": 1.5, "momentum": 0.4,
     "nesterov": True, "centered": True, "initial_accumulator": 1.3, "beta": 0.5,
-    "memory_size": 1, "checkpoints": 2, "k": 3, "width": 5, "depth": 2,
+    "memory_size": 1, "checkpoints": 2, "k": 3, "width": 5, "depth": 4,
     "activation": "tanh", "hidden_channels": 6, "kernel_size": 5, "border": "dirichlet",
     "num_blocks": 3, "norm": True, "dilation_rates": (1, 2), "num_levels": 1,
     "num_modes": 3, "num_rollout_steps": 3, "loss": "mae", "cut_bptt": True,
