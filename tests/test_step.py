@@ -1039,7 +1039,7 @@ def test_states_and_options_have_to_fit():
         tx.make_train_step(TWO, ADAM, ema_decay=0.9)(plain, WINDOWS)
     with pytest.raises(ValueError, match="`ema_decay` for a state with a moving aver"):
         tx.make_train_step(TWO, ADAM)(averaged, WINDOWS)
-    with pytest.raises(ValueError, match="a state with a moving average, got none"):
+    with pytest.raises(ValueError, match="a moving average of number 1, got none"):
         tx.make_eval_step(TWO, use_ema=True)(plain, WINDOWS)
     with pytest.raises(ValueError, match=r"`accumulate` \(3\) divides, got 8"):
         tx.make_train_step(TWO, ADAM, accumulate=3)(plain, WINDOWS)

@@ -41,7 +41,7 @@ class BlockTridiagonal(lx.AbstractLinearSolver):
         >>> operator = lx.FunctionLinearOperator(a, jax.eval_shape(lambda: x), spd)
         >>> b = a(x)
         >>> x = lx.linear_solve(operator, b, BlockTridiagonal()).value
-        >>> [round(float(v), 4) for v in x[:, 0]]
+        >>> [round(float(v), 4) + 0.0 for v in x[:, 0]]
         [0.0, 1.0, 2.0, 3.0]
     """
 
