@@ -219,6 +219,126 @@ def test_cycles_end():
     assert len({hash_content(even), hash_content(odd), hash_content(loop)}) == 3
 
 
+class Attributes:
+    """Class attributes of all kinds, one of which is changed."""
+
+    dt = 1.0
+    array, device_array = np.eye(3), jnp.eye(3)
+    numbers, nested = frozenset({1.0}), Point(1.0)
+    partial = functools.partial(jnp.multiply, 2.0)
+    colour, none = Colour.RED, None
+    __slots__ = ("a",)
+
+
+CLASS_ATTRIBUTES = {
+    "array": 2 * np.eye(3),
+    "device_array": 2 * jnp.eye(3),
+    "numbers": frozenset({2.0}),
+    "nested": Point(2.0),
+    "partial": functools.partial(jnp.multiply, 3.0),
+    "colour": Colour.BLUE,
+    "none": np.zeros(2),
+}
+
+
+@pytest.mark.parametrize("name", CLASS_ATTRIBUTES)
+def test_class_attributes_count(name, monkeypatch):
+    class Module(eqx.Module):
+        A = getattr(Attributes, name)
+
+    before = hash_content(Attributes()), hash_content(Module())
+    monkeypatch.setattr(Attributes, name, CLASS_ATTRIBUTES[name])
+    assert hash_content(Attributes()) != before[0]
+    Module.A = CLASS_ATTRIBUTES[name]
+    assert hash_content(Module()) != before[1]
+
+
+def test_what_cannot_be_known_in_a_class_is_refused_too():
+    class Locked:
+        lock = threading.Lock()
+
+    with pytest.raises(TypeError, match=r"lock.*Locked\.lock"):
+        hash_content(Locked())
+
+
+def decorated(decorator, factor):
+    class Model(eqx.Module):
+        @decorator
+        def step(self, u):
+            return factor * u
+
+    return Model()
+
+
+DECORATORS = (jax.jit, eqx.filter_jit, functools.partial(jax.vmap, in_axes=(None, 0)))
+
+
+@pytest.mark.parametrize("decorator", DECORATORS, ids=["jit", "filter_jit", "vmap"])
+def test_decorated_methods_count(decorator):
+    one, two = decorated(decorator, 1.0), decorated(decorator, 2.0)
+    assert hash_content(one) == hash_content(decorated(decorator, 1.0))
+    assert hash_content(one) != hash_content(two)
+
+
+def ratio(x):
+    return x / x[0]
+
+
+def weighted(x, y):
+    return (x * y * y).sum()
+
+
+WRAPPERS = {
+    "vmap": lambda axis: jax.vmap(ratio, in_axes=axis),
+    "filter_vmap": lambda axis: eqx.filter_vmap(ratio, in_axes=axis),
+    "grad": lambda axis: jax.grad(weighted, argnums=axis),
+    "value_and_grad": lambda axis: jax.value_and_grad(weighted, argnums=axis),
+    "hessian": lambda axis: jax.hessian(weighted, argnums=axis),
+    "vectorize": lambda n: jnp.vectorize(
+        ratio, signature=["(n)->(n)", "(n,m)->(m)"][n]
+    ),
+    "custom_vjp": lambda n: jax.custom_vjp(weighted, nondiff_argnums=(n,)),
+    "nested": lambda axis: jax.jit(jax.vmap(jax.vmap(ratio, in_axes=axis))),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_settings_of_wrappers_count(name):
+    wrap = WRAPPERS[name]
+    assert hash_content(wrap(0)) == hash_content(wrap(0))
+    assert hash_content(wrap(0)) != hash_content(wrap(1))
+
+
+@dataclasses.dataclass
+class Base:
+    dt: float = 1.0
+
+
+class Beside(Base):
+    def __init__(self, k):
+        super().__init__()
+        self.k = k
+
+    @functools.cached_property
+    def square(self):
+        return self.k**2
+
+
+class SlottedToo(Slotted):
+    def __init__(self, a):
+        super().__init__(a)
+        self.b = 1
+
+
+def test_state_beside_fields_and_in_slots_counts():
+    for kind in (Beside, SlottedToo):
+        assert hash_content(kind(1.0)) == hash_content(kind(1.0))
+        assert hash_content(kind(1.0)) != hash_content(kind(2.0))
+    used = Beside(2.0)
+    assert used.square == 4.0
+    assert hash_content(used) == hash_content(Beside(2.0))
+
+
 def test_without_versions_an_upgrade_changes_nothing(monkeypatch):
     def f(u):
         return jnp.sin(falls(u))
@@ -379,10 +499,19 @@ def test_the_hash_is_the_same_on_every_python():
 
 
 MODEL_SOURCE = """
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 def model(u):
     return jnp.tanh(u) * len(WEIGHTS)
+
+class Turn:
+    angles = np.arange(3.0)
+    axes = frozenset({"x", "y", "z"})
+    apply = staticmethod(jnp.vectorize(lambda x: x + 1, signature="(n)->(n)"))
+
+wrapped = [jax.vmap(inner, in_axes=1), jax.grad(inner), Turn()]
 """
 SCRIPT = """
 import jax
@@ -390,7 +519,7 @@ jax.config.update("jax_enable_x64", True)
 from trainax_pk.data import Normal, SimulationDataset, hash_content
 
 data = SimulationDataset(model, Normal(jnp.zeros(2), 1.0), 4)
-print(hash_content(outer, [1, 2.5]), data.content_hash())
+print(hash_content(outer, [1, 2.5]), data.content_hash(), hash_content(wrapped))
 """
 
 
@@ -407,4 +536,5 @@ def test_the_hash_is_the_same_in_another_process(tmp_path):
     space = defined(GOLDEN_SOURCE + MODEL_SOURCE)
     data = SimulationDataset(space["model"], Normal(jnp.zeros(2), 1.0), 4)
     here = [hash_content(space["outer"], [1, 2.5]), data.content_hash()]
+    here.append(hash_content(space["wrapped"]))
     assert done.stdout.split() == here

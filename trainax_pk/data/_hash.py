@@ -1,16 +1,14 @@
 """A hash of what determines numbers: values, settings and code."""
 
 import contextlib
-import dataclasses
 import enum
 import functools
 import hashlib
 import inspect
-import pathlib
 import struct
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from trainax_pk.data import _hash_code as code_identity
+from trainax_pk.data import _hash_objects as objects
+from trainax_pk.data._hash_objects import UnknownContent
 
 _SCHEME = "trainax_pk-hash-1"
 
@@ -91,6 +91,9 @@ class _Hasher:
         self._open: list[int] = []
         self._seen_code: dict[int, int] = {}
         self._alive: list[Any] = []
+        # What a wrapper of a library wraps, walked before the wrapper's settings.
+        self._wrapped: dict[int, int] = {}
+        self._in_wrapper = 0
 
     def digest(self) -> str:
         return self._sha.hexdigest()
@@ -104,9 +107,9 @@ class _Hasher:
         self._sha.update(data)
 
     def add(self, x: Any, where: str) -> None:
-        if _is_plain(x):
+        if objects.is_plain(x):
             self._add_plain(x)
-        elif _is_array(x):
+        elif objects.is_array(x):
             self._add_array(x)
         else:
             with self._entered(x) as depth:
@@ -175,7 +178,7 @@ class _Hasher:
             self._add_function(x, where)
         elif isinstance(x, type):
             self._add_class(x, where)
-        elif _named_in_library(x, self._is_library):
+        elif objects.named_in_library(x, self._is_library):
             self._add_library(x)
         else:
             self._add_instance(x, where)
@@ -196,13 +199,15 @@ class _Hasher:
     def _add_instance(self, x: Any, where: str) -> None:
         wrapped = getattr(x, "__wrapped__", None)
         if wrapped is not None and callable(wrapped):
-            # jit, custom_vjp, lru_cache: what they compute is what they wrap.
+            # jit, custom_vjp, filter_vmap: what they wrap, and how.
             self.token(f"wrapped:{type(x).__name__}")
             self.add(wrapped, where)
-            return
-        state = _state(x)
+            if self._is_library(type(x).__module__):
+                self._add_settings(x, wrapped, where)
+                return
+        state = objects.state(x)
         if state is None:
-            raise TypeError(
+            raise UnknownContent(
                 f"Expected content that can be hashed, got {type(x).__name__} "
                 f"({x!r:.80}) at {where}. Give it a method content_hash(), or keep it "
                 "out of what is hashed."
@@ -214,7 +219,7 @@ class _Hasher:
             self.add(state[name], f"{where}.{name}")
 
     def _add_library(self, x: Any) -> None:
-        self._add_library_name(*_home(x))
+        self._add_library_name(*objects.home(x))
 
     def _add_library_name(self, module: str, name: str) -> None:
         dotted, version = code_identity.library_name(module, name)
@@ -230,21 +235,65 @@ class _Hasher:
         for base in cls.__bases__:
             if base is not object:
                 self.add(base, f"base of {cls.__qualname__}")
+        members = getattr(cls, "__members__", {}) if issubclass(cls, enum.Enum) else {}
+        for name in members:
+            self.token(name)
+            self.add(members[name].value, f"{cls.__qualname__}.{name}")
         for name, value in sorted(vars(cls).items()):
-            functions = list(_functions(value))
-            if functions:
-                self.token(name)
-                for function in functions:
-                    self._add_method(function, f"{cls.__qualname__}.{name}")
-            elif _is_constant(name, value):
-                self.token(name)
-                self.add(value, f"{cls.__qualname__}.{name}")
+            if not (members and (name in members or objects.is_sunder(name))):
+                self._add_attribute(name, value, f"{cls.__qualname__}.{name}")
+
+    def _add_attribute(self, name: str, value: Any, where: str) -> None:
+        functions = list(objects.functions(value, self._is_library))
+        value = objects.without_descriptor(value)
+        if functions:
+            self.token(name)
+            for function in functions:
+                self._add_method(function, where)
+            if isinstance(value, functools.partialmethod):
+                self.add((value.args, value.keywords), where)
+        elif objects.is_data(name, value, self._is_library):
+            self.token(name)
+            self.add(value, where)
 
     def _add_method(self, function: types.FunctionType, where: str) -> None:
-        # A dataclass writes methods of its own; equinox wraps in code of its own.
-        generated = function.__code__.co_filename == "<string>"
-        if not generated and not self._is_library_file(function.__code__.co_filename):
+        # A dataclass writes methods of its own; equinox wraps __init__ in its code.
+        inner = inspect.unwrap(function)
+        if not isinstance(inner, types.FunctionType):
+            return
+        file = inner.__code__.co_filename
+        outside = file == "<string>" or self._is_library_file(file)
+        wraps_init = inner is not function and inner.__name__ == "__init__"
+        if not outside and not wraps_init:
             self._add_function(function, where)
+
+    def _add_settings(self, x: Any, wrapped: Any, where: str) -> None:
+        """How a wrapper of a library wraps: axes, argnums, signatures.
+
+        What is off counts nothing, so that options of later versions change nothing;
+        what cannot be known is the library's own.
+        """
+        if wrapped is not None:
+            self._wrapped.setdefault(id(wrapped), len(self._wrapped))
+            self._alive.append(wrapped)
+        self._in_wrapper += 1
+        try:
+            found = objects.settings(x)
+            for name in sorted(found):
+                self._add_setting(name, found[name], where)
+        finally:
+            self._in_wrapper -= 1
+
+    def _add_setting(self, name: str, value: Any, where: str) -> None:
+        before = self._sha.copy(), dict(self._seen_code)
+        self.token(f"setting:{name}")
+        if id(value) in self._wrapped:
+            self.token(f"wrapped:{self._wrapped[id(value)]}")
+            return
+        try:
+            self.add(value, f"`{name}` of {where}")
+        except UnknownContent:
+            self._sha, self._seen_code = before
 
     def _add_function(self, f: types.FunctionType, where: str) -> None:
         wrapped = getattr(f, "__wrapped__", None)
@@ -253,8 +302,12 @@ class _Hasher:
             if wrapped is not None and callable(wrapped):
                 self.token(f"wrapper:{f.__code__.co_name}")
                 self.add(wrapped, where)
+                self._add_settings(f, wrapped, where)
             elif library and "<locals>" not in f.__qualname__:
                 self._add_library(f)
+            elif self._in_wrapper:
+                self.token(f"library-closure:{f.__qualname__}")
+                self._add_settings(f, None, where)
             else:
                 # Made by a library around something of the user's: the closure tells.
                 self.token(f"library-closure:{f.__qualname__}")
@@ -322,79 +375,3 @@ class _Hasher:
         self._seen_code[id(x)] = len(self._seen_code)
         self._alive.append(x)
         return False
-
-
-def _is_plain(x: Any) -> bool:
-    kinds = bool | int | float | complex | str | bytes | None | type(Ellipsis)
-    exact = isinstance(x, kinds) and not isinstance(x, enum.Enum | np.generic)
-    return exact or isinstance(x, slice | range | np.dtype | pathlib.PurePath)
-
-
-def _is_array(x: Any) -> bool:
-    if isinstance(x, jax.core.Tracer):
-        raise TypeError(
-            "Expected concrete values to hash, got a traced array. Hash outside of jit."
-        )
-    return isinstance(x, jax.Array | np.ndarray | np.generic)
-
-
-def _is_constant(name: str, value: Any) -> bool:
-    """A class attribute that methods may compute with."""
-    internal = name.startswith("__") or name in ("_abc_impl", "_fields")
-    return not internal and (_is_plain(value) or isinstance(value, tuple | list | dict))
-
-
-def _functions(value: Any) -> Iterator[types.FunctionType]:
-    """Functions behind a class attribute, whatever descriptor holds them."""
-    if isinstance(value, types.FunctionType):
-        yield value
-    elif isinstance(value, staticmethod | classmethod):
-        yield from _functions(value.__func__)
-    elif isinstance(value, property):
-        for part in (value.fget, value.fset):
-            yield from _functions(part)
-    elif not isinstance(value, type):
-        for name in ("method", "func", "__wrapped__"):
-            inner = inspect.getattr_static(value, name, None)
-            if isinstance(inner, types.FunctionType):
-                yield inner
-                return
-
-
-def _home(x: Any) -> tuple[str, str]:
-    module = getattr(x, "__module__", None)
-    name = getattr(x, "__qualname__", None) or getattr(x, "__name__", None)
-    if module is None and name is not None:
-        module = type(x).__module__
-    return str(module), str(name)
-
-
-def _named_in_library(x: Any, is_library: Callable[[str], bool]) -> bool:
-    """A function object of a library: ufuncs, builtins, jitted functions."""
-    if isinstance(x, types.BuiltinFunctionType | np.ufunc):
-        return True
-    module = getattr(x, "__module__", None)
-    name = getattr(x, "__name__", None)
-    if not callable(x) or not isinstance(module, str) or not isinstance(name, str):
-        return False
-    return "<locals>" not in _home(x)[1] and is_library(module)
-
-
-def _state(x: Any) -> dict[str, Any] | None:
-    """What an object holds, or None if Python cannot tell."""
-    if isinstance(x, enum.Enum):
-        return {"name": x.name}
-    if isinstance(x, jax.ShapeDtypeStruct):
-        return {"shape": x.shape, "dtype": np.dtype(x.dtype)}
-    if dataclasses.is_dataclass(x):
-        return {
-            f.name: getattr(x, f.name)
-            for f in dataclasses.fields(x)
-            if hasattr(x, f.name)
-        }
-    if hasattr(x, "__dict__"):
-        return dict(vars(x))
-    slots = [s for c in type(x).__mro__ for s in getattr(c, "__slots__", ())]
-    if slots:
-        return {s: getattr(x, s) for s in slots if hasattr(x, s)}
-    return {} if type(x) is object else None
