@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trainax_pk import _files
 from trainax_pk._files import LocalFiles, seal, unseal
 from trainax_pk.data import (
     CacheDamaged,
@@ -31,6 +33,7 @@ from trainax_pk.data import (
     StepperModel,
 )
 from trainax_pk.data._cache_manifest import make_leaves
+from trainax_pk.data._items import as_items
 from trainax_pk.data._tfrecord_store import masked_crc32c
 from trainax_pk.data._zarr_store import ZarrStore
 
@@ -191,6 +194,87 @@ def test_trajectories_and_failures_come_along(tmp_path):
     assert same(stored.state, fine[:][1]) and stored.num_times == 3
     with pytest.raises(ValueError, match="source of trajectories"):
         CachedDataset(simulation(), tmp_path).trajectories()
+
+
+def masked(num_samples=64, **options):
+    return SimulationDataset(
+        StepperModel(lambda u: jnp.where(u > 1.0, jnp.nan, u), dt=1.0),
+        Normal(jnp.zeros(1), 1.0), num_samples, num_steps=4, on_failure="mask",
+        devices=ONE, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_masked_failures_are_refused_wherever_the_data_are(pairs, tmp_path):
+    source = masked()
+    if pairs:
+        source = SimulationDataset(
+            lambda u: jnp.where(u > 1.0, jnp.nan, u), Normal(jnp.zeros(1), 1.0), 64,
+            on_failure="mask", devices=ONE,
+        )  # fmt: skip
+    cached = CachedDataset(source, tmp_path, chunk_size=8)
+    bad = int(source.simulate(slice(None)).failed.sum())
+    message = f"finite.*got {bad} of 64 samples that failed and were masked.*resample"
+    for data, residency in (
+        (source, "device"), (source, "host"), (cached, "device"), (cached, "host"),
+        (cached, "disk"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            as_items(data, lambda trajectories: 2, residency=residency)
+
+
+def test_parts_that_failed_by_chance_are_stored_however_it_is_cut(tmp_path):
+    def rare(u):
+        return jnp.where(u > 1.0, u, jnp.nan)
+
+    # Of 20 and more samples in a row none succeeds.
+    source = SimulationDataset(
+        rare, Normal(jnp.zeros(1), 1.0), 512, on_failure="mask", devices=ONE,
+        block_size=32,
+    )  # fmt: skip
+    whole = source[:]
+    bad = source.simulate(slice(None)).failed
+    rows = np.flatnonzero(bad)[:20]
+    assert bad.any() and not bad.all() and np.isnan(source[rows][1]).all()
+    for chunk_size in (None, 4, 32):
+        cached = CachedDataset(
+            source, tmp_path / str(chunk_size), chunk_size=chunk_size
+        )
+        assert same(cached[:], whole) and cached.num_failed == bad.sum()
+
+
+@pytest.mark.parametrize("chunk_size", [4, 10, 14, 64])
+def test_no_block_is_simulated_twice(chunk_size, tmp_path, monkeypatch):
+    source = masked(61, block_size=16)
+    whole, bad = source[:], source.num_failed
+    made, run = [], source._runner.run
+    monkeypatch.setattr(
+        source._runner, "run", lambda word, rows: made.append(rows) or run(word, rows)
+    )
+    cached = CachedDataset(source, tmp_path, chunk_size=chunk_size)
+    assert same(cached[:], whole) and cached.num_failed == bad
+    np.testing.assert_array_equal(np.concatenate(made), np.arange(61))
+    # One part alone is made again with the rest of its block at most.
+    part = sorted(Path(cached.directory).rglob("c.1.*"))[:1]
+    if part:
+        before = contents(cached.directory)
+        part[0].write_bytes(b"")
+        CachedDataset(source, tmp_path).repair()
+        assert contents(cached.directory) == before
+
+
+def test_a_source_may_use_its_buffer_again(tmp_path):
+    class Buffered(Rows):
+        buffer = np.zeros((8, 50_000), np.float32)
+
+        def __getitem__(self, rows):
+            i = np.arange(*rows.indices(self.num_rows))
+            self.buffer[: len(i)] = i[:, None]
+            return self.buffer[: len(i)]
+
+    stored = CachedDataset(Buffered(64), tmp_path, chunk_size=16)[:]
+    np.testing.assert_array_equal(stored[:, 0], np.arange(64))
+    assert (stored == stored[:, :1]).all()
 
 
 def test_invalidate_makes_it_anew(tmp_path):
@@ -487,6 +571,67 @@ def test_repair_makes_the_damaged_parts_and_no_other(finished):
         assert contents(folder) == before
 
 
+def test_all_damage_is_named(tmp_path):
+    CachedDataset(Rows(), tmp_path, chunk_size=10).generate()
+    folder = Path(CachedDataset(Rows(), tmp_path).directory)
+    files = [folder / f"data.zarr/single/c.{i}.0.0" for i in (0, 2)]
+    files.append(folder / "data.zarr/double/c.2.0")
+    for path in files:
+        os.truncate(path, 1)
+    for act in (lambda c: c.verify(full=True), CachedDataset.verify, lambda c: c[0]):
+        with pytest.raises(CacheDamaged) as error:
+            act(CachedDataset(Rows(), tmp_path))
+        assert error.value.parts == [0, 2]
+        for path in files:
+            assert path.relative_to(folder).as_posix() in str(error.value)
+
+
+@pytest.mark.parametrize("how", ["flipped", "missing"])
+def test_a_damaged_header_is_repaired(how, finished):
+    folder = Path(finished.directory)
+    before = contents(folder)
+    header = folder / "header.json"
+    if how == "missing":
+        header.unlink()
+    else:
+        header.write_bytes(b"x" + before["header.json"][1:])
+    CachedDataset(finished.source, folder.parent, finished.format).repair()
+    assert contents(folder) == before
+
+
+def test_killed_while_it_is_deleted_nothing_is_left_that_nobody_takes(
+    tmp_path, monkeypatch
+):
+    cached = CachedDataset(Rows(), tmp_path)
+    cached.generate()
+    before, remove = contents(cached.directory), shutil.rmtree
+
+    def killed(path, *args, **options):
+        for file in sorted(Path(path).glob("*.json")):
+            file.unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cached.invalidate()
+    assert shutil.rmtree is remove
+    CachedDataset(Rows(), tmp_path).generate()
+    assert contents(cached.directory) == before
+    names = sorted(path.name for path in tmp_path.iterdir())
+    folder = Path(cached.directory).name
+    assert names == [folder, f"{folder}.lock"]
+
+
+def test_the_folder_itself_is_brought_to_the_disk(tmp_path, monkeypatch):
+    synced, sync = [], _files.sync_folder
+    monkeypatch.setattr(
+        _files, "sync_folder", lambda path: synced.append(Path(path)) or sync(path)
+    )
+    CachedDataset(Rows(), tmp_path / "new/deep").generate()
+    assert {tmp_path, tmp_path / "new", tmp_path / "new/deep"} <= set(synced)
+
+
 def test_damage_is_met_when_reading_too(tmp_path):
     """zarr's own checksums, where nobody has verified."""
     cached = CachedDataset(Rows(), tmp_path, chunk_size=44)
@@ -514,6 +659,27 @@ def test_a_second_writer_is_refused_and_a_dead_one_forgotten(tmp_path):
     # Reading needs no lock.
     with LocalFiles(folder).locked(0.0):
         assert len(CachedDataset(Rows(), tmp_path)[:]["bool"]) == 22
+
+
+def is_open_as(descriptor, stat):
+    try:
+        return os.path.samestat(os.fstat(descriptor), stat)
+    except OSError:
+        return False
+
+
+def test_a_child_that_was_forked_holds_no_lock(tmp_path):
+    files = LocalFiles(tmp_path / "cache")
+    with files.locked(0.0):
+        lock = (tmp_path / "cache.lock").stat()
+        (held,) = [fd for fd in range(3, 1024) if is_open_as(fd, lock)]
+        # What a fork does to it: the same open file, not closed with the parent's.
+        inherited = os.dup(held)
+    try:
+        with files.locked(0.0):
+            pass
+    finally:
+        os.close(inherited)
 
 
 def test_a_directory_that_is_no_cache_is_left_alone(tmp_path):

@@ -94,6 +94,12 @@ def test_whole_arrays_of_every_format(folder):
     np.testing.assert_array_equal(one[0]["x"][0], field(3))
 
 
+def test_a_path_of_a_csv_file_is_no_number(tmp_path):
+    (tmp_path / "table.csv").write_text("path,year\n0001,0002\n")
+    catalog = Catalog(tmp_path / "table.csv")
+    assert catalog.path(0) == tmp_path / "0001" and catalog[0]["year"] == 2
+
+
 def test_csv_and_parquet_and_columns_are_one_catalog(folder):
     tables = [Catalog(folder / "table.csv"), Catalog(folder / "table.parquet")]
     columns = {k: np.array([r[k] for r in tables[0]]) for k in tables[0][0]}

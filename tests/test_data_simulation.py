@@ -335,6 +335,12 @@ def test_nan_everywhere_is_an_error(policy):
         few[:]
 
 
+def test_rows_that_all_failed_by_chance_are_given():
+    dataset = failing("mask")
+    rows = np.flatnonzero(dataset.simulate(slice(None)).failed)[:17]
+    assert len(rows) == 17 and np.isnan(dataset[rows][1]).all()
+
+
 # On the fly
 
 

@@ -80,8 +80,8 @@ class AbstractFiles(abc.ABC):
         """Makes the folder."""
 
     @abc.abstractmethod
-    def remove(self, name: str = "") -> None:
-        """Removes a file or folder, or all of it."""
+    def remove(self, name: str = "", *, last: str = "") -> None:
+        """Removes a file or folder, or all of it: at once, or the file `last` last."""
 
     @abc.abstractmethod
     def locked(self, timeout: float) -> contextlib.AbstractContextManager[None]:
@@ -174,10 +174,14 @@ class LocalFiles(AbstractFiles):
         return sorted(p.relative_to(self.root).as_posix() for p in paths)
 
     def make(self) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
 
-    def remove(self, name: str = "") -> None:
-        path = self.root / name if name else self.root
+    def remove(self, name: str = "", *, last: str = "") -> None:
+        del last
+        if not name:
+            self._remove_all()
+            return
+        path = self.root / name
         if path.is_dir():
             shutil.rmtree(path)
         elif path.exists():
@@ -186,14 +190,29 @@ class LocalFiles(AbstractFiles):
             return
         sync_folder(path.parent)
 
+    def _remove_all(self) -> None:
+        # Away in one step: what is half removed could be told from nothing else.
+        gone = self._gone()
+        if gone.exists():
+            shutil.rmtree(gone)
+        if self.root.exists():
+            os.replace(self.root, gone)
+            sync_folder(gone.parent)
+            shutil.rmtree(gone)
+
+    def _gone(self) -> Path:
+        return self.root.with_name(f".{self.root.name}.removed")
+
     @contextlib.contextmanager
     def locked(self, timeout: float) -> Iterator[None]:
         # Beside the folder, so that removing the folder does not remove a held lock.
         path = self.root.with_name(f"{self.root.name}.lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with hold_lock(
             path, timeout, self.root.name, "Wait for it (lock_timeout=), or end it."
         ):
+            if self._gone().exists():  # left by a process that was killed
+                shutil.rmtree(self._gone())
             yield
 
 
@@ -221,7 +240,18 @@ def hold_lock(path: Path, timeout: float, what: str, remedy: str) -> Iterator[No
         os.pwrite(descriptor, json.dumps(holder).encode(), 0)
         yield
     finally:
+        # Closing alone would leave it to a child that was forked meanwhile.
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, durably."""
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -286,15 +316,21 @@ def find_damage(
 
     Without `full` sizes alone are compared.
     """
+    return next(find_damages(files, expected, full=full), None)
+
+
+def find_damages(
+    files: AbstractFiles, expected: dict[str, list[int]], *, full: bool
+) -> Iterator[str]:
+    """Every file that is not as it was written, and how."""
     for name, (size, checksum) in expected.items():
         found = files.size(name)
         if found is None:
-            return f"{name} is missing"
-        if found != size:
-            return f"{name} has {found} bytes, {size} were written"
-        if full and files.checksum(name) != checksum:
-            return f"{name} has another checksum than what was written"
-    return None
+            yield f"{name} is missing"
+        elif found != size:
+            yield f"{name} has {found} bytes, {size} were written"
+        elif full and files.checksum(name) != checksum:
+            yield f"{name} has another checksum than what was written"
 
 
 def _acquire(

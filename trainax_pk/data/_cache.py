@@ -8,9 +8,16 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from trainax_pk._files import AbstractFiles, find_damage, read_sealed, seal
+from trainax_pk._files import AbstractFiles, seal
 from trainax_pk._tree import check_count, check_flag
-from trainax_pk.data._cache_check import check_format, check_source
+from trainax_pk.data._cache_check import (
+    check_format,
+    check_source,
+    list_damage,
+    read_layout,
+    read_manifest,
+    refuse_damage,
+)
 from trainax_pk.data._cache_files import open_files
 from trainax_pk.data._cache_generate import (
     check_ours,
@@ -21,10 +28,9 @@ from trainax_pk.data._cache_generate import (
 )
 from trainax_pk.data._cache_manifest import (
     FINISHING,
+    HEADER,
     MANIFEST,
     METADATA,
-    SCHEMA,
-    CacheDamaged,
     Layout,
     Leaf,
     ledger_name,
@@ -32,7 +38,7 @@ from trainax_pk.data._cache_manifest import (
 )
 from trainax_pk.data._cache_store import AbstractStore
 from trainax_pk.data._parquet_store import ParquetStore
-from trainax_pk.data._simulation_plan import as_rows
+from trainax_pk.data._simulation_plan import as_rows, check_unmasked
 from trainax_pk.data._tfrecord_store import TFRecordStore
 from trainax_pk.data._trajectories import Trajectories
 from trainax_pk.data._zarr_store import ZarrStore
@@ -216,15 +222,38 @@ class CachedDataset:
             as `sample`.
 
         Raises:
-            ValueError: The source holds no trajectories.
+            ValueError: The source holds no trajectories, or has masked failures.
         """
         if self.num_times is None:
             raise ValueError(
                 "Expected a source of trajectories, got one of single outputs. Pass "
                 "num_steps to the SimulationDataset."
             )
-        params, output = self[:]
+        params, output = self.finite_rows()
         return Trajectories(output, sample=params if self.is_parametric else None)
+
+    def finite_rows(self) -> PyTree[Any]:
+        """All rows, to be trained on.
+
+        Returns:
+            Rows with a leading axis.
+
+        Raises:
+            ValueError: Samples that failed and were masked with NaN.
+        """
+        self.check_finite()
+        return self[:]
+
+    def check_finite(self) -> None:
+        """Refuses masked failures, as the manifest counts them.
+
+        Raises:
+            ValueError: Samples that failed and were masked with NaN.
+        """
+        on_failure = getattr(self.source, "on_failure", None)
+        if on_failure == "mask":
+            self.open()
+            check_unmasked(on_failure, self.num_failed, len(self))
 
     def generate(self) -> None:
         """Makes what is missing; returns at once if nothing is.
@@ -248,17 +277,12 @@ class CachedDataset:
             CacheDamaged: Something differs; the message names every damaged part and
                 its file.
         """
-        self.open()
-        manifest = self._read_manifest(self._files())
         check_flag("full", full)
-        damage = self._damage(manifest, full=full)
-        if damage:
-            lines = "; ".join(text for _, text in damage)
-            raise CacheDamaged(
-                f"Expected the cache {self.directory} as it was written, got: {lines}. "
-                "Call repair() to make the damaged parts again, or invalidate().",
-                parts=[part for part, _ in damage if part is not None],
-            )
+        files = self._files()
+        if files.size(MANIFEST) is None:
+            self.open()
+        damage = list_damage(files, read_manifest(files), full=full)
+        refuse_damage(self.directory, damage)
 
     def repair(self) -> None:
         """Makes damaged parts again, and nothing else.
@@ -268,12 +292,14 @@ class CachedDataset:
         """
         files = self._files()
         with files.locked(self._options["lock_timeout"]):
-            manifest = self._read_manifest(files)
-            damage = dict(self._damage(manifest, full=True))
+            manifest = read_manifest(files)
+            damage = dict(list_damage(files, manifest, full=True))
             if not damage:
                 return
             if None in damage:
-                # Nothing that hangs on damaged metadata is believed.
+                # Nothing that hangs on damaged metadata is believed. What goes on from
+                # here finds the layout in the header.
+                files.write(HEADER, seal(manifest["layout"]))
                 files.remove(METADATA)
             for part, entry in enumerate(manifest["parts"]):
                 if part not in damage:
@@ -294,7 +320,8 @@ class CachedDataset:
             names = files.names()
             if names:
                 check_ours(names, self.directory)
-                files.remove()
+                files.remove(MANIFEST)
+                files.remove(last=HEADER)
         self._store, self.num_failed = None, 0
 
     def __repr__(self) -> str:
@@ -315,57 +342,15 @@ class CachedDataset:
             with contextlib.suppress(TimeoutError, OSError), files.locked(0.0):
                 if files.size(MANIFEST) is not None:
                     tidy(files)
-        manifest = self._read_manifest(files)
+        manifest = read_manifest(files)
         layout = self._layout_of(manifest["layout"])
+        refuse_damage(self.directory, list_damage(files, manifest, full=False))
         self._store = _STORES[self.format](layout, files)
         self.num_failed = sum(entry["num_failed"] for entry in manifest["parts"])
-        damage = self._damage(manifest, full=False)
-        if damage:
-            self._store = None
-            raise CacheDamaged(
-                f"Expected the cache {self.directory} as it was written, got: "
-                f"{damage[0][1]}. Call repair(), or invalidate().",
-                parts=[part for part, _ in damage if part is not None],
-            )
         return self._store
 
-    def _read_manifest(self, files: AbstractFiles) -> dict[str, Any]:
-        manifest = read_sealed(files, MANIFEST)
-        if manifest is None:
-            raise CacheDamaged(
-                f"Expected a whole manifest in {self.directory}, got a missing or "
-                f"damaged {MANIFEST}. Call invalidate() and generate again.",
-                parts=[],
-            )
-        self._layout_of(manifest["layout"])
-        return manifest
-
-    def _damage(
-        self, manifest: dict[str, Any], *, full: bool
-    ) -> list[tuple[int | None, str]]:
-        files = self._files()
-        found: list[tuple[int | None, str]] = []
-        text = find_damage(files, manifest["metadata"], full=full)
-        if text is not None:
-            found.append((None, text))
-        layout = self._layout_of(manifest["layout"])
-        for part, entry in enumerate(manifest["parts"]):
-            text = find_damage(files, entry["files"], full=full)
-            if text is not None:
-                start, stop = layout.rows(part)
-                found.append(
-                    (part, f"part {part} (rows {start} to {stop - 1}): {text}")
-                )
-        return found
-
     def _layout_of(self, value: dict[str, Any]) -> Layout:
-        if value.get("schema") != SCHEMA:
-            raise ValueError(
-                f"Expected a cache of schema {SCHEMA} in {self.directory}, got schema "
-                f"{value.get('schema')}, of another version of trainax_pk. Call "
-                "invalidate(), or pass another cache_dir."
-            )
-        return Layout.from_json(value)
+        return read_layout(value, self.directory)
 
     def _generate(self, files: AbstractFiles) -> None:
         try:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from trainax_pk._files import AbstractFiles, find_damages, read_sealed
+from trainax_pk.data._cache_manifest import MANIFEST, SCHEMA, CacheDamaged, Layout
 from trainax_pk.data._simulation_plan import is_endless
 
 # Of each format, the fastest first.
@@ -49,3 +51,70 @@ def check_format(format: str, compression: str | None) -> str | None:
             f"{compression!r}."
         )
     return compression
+
+
+def read_manifest(files: AbstractFiles) -> dict[str, Any]:
+    """The manifest of a finished cache.
+
+    Raises:
+        CacheDamaged: It is missing or damaged.
+        ValueError: It is of another schema.
+    """
+    where = files.url("").rstrip("/")
+    manifest = read_sealed(files, MANIFEST)
+    if manifest is None:
+        raise CacheDamaged(
+            f"Expected a whole manifest in {where}, got a missing or damaged "
+            f"{MANIFEST}. Call invalidate() and generate again.",
+            parts=[],
+        )
+    read_layout(manifest["layout"], where)
+    return manifest
+
+
+def read_layout(value: dict[str, Any], where: str) -> Layout:
+    """A layout that this version understands.
+
+    Raises:
+        ValueError: It is of another schema.
+    """
+    if value.get("schema") != SCHEMA:
+        raise ValueError(
+            f"Expected a cache of schema {SCHEMA} in {where}, got schema "
+            f"{value.get('schema')}, of another version of trainax_pk. Call "
+            "invalidate(), or pass another cache_dir."
+        )
+    return Layout.from_json(value)
+
+
+def list_damage(
+    files: AbstractFiles, manifest: dict[str, Any], *, full: bool
+) -> list[tuple[int | None, str]]:
+    """Parts that are not as they were written, None for what belongs to no part."""
+    found: list[tuple[int | None, str]] = []
+    texts = list(find_damages(files, manifest["metadata"], full=full))
+    if texts:
+        found.append((None, ", ".join(texts)))
+    layout = read_layout(manifest["layout"], files.url("").rstrip("/"))
+    for part, entry in enumerate(manifest["parts"]):
+        texts = list(find_damages(files, entry["files"], full=full))
+        if texts:
+            start, stop = layout.rows(part)
+            text = f"part {part} (rows {start} to {stop - 1}): {', '.join(texts)}"
+            found.append((part, text))
+    return found
+
+
+def refuse_damage(where: str, damage: list[tuple[int | None, str]]) -> None:
+    """Names all that is damaged.
+
+    Raises:
+        CacheDamaged: Anything is.
+    """
+    if damage:
+        lines = "; ".join(text for _, text in damage)
+        raise CacheDamaged(
+            f"Expected the cache {where} as it was written, got: {lines}. "
+            "Call repair() to make the damaged parts again, or invalidate().",
+            parts=[part for part, _ in damage if part is not None],
+        )

@@ -67,7 +67,11 @@ class RemoteFiles(AbstractFiles):
     def make(self) -> None:
         self._fs.makedirs(self._root, exist_ok=True)
 
-    def remove(self, name: str = "") -> None:
+    def remove(self, name: str = "", *, last: str = "") -> None:
+        if last:
+            tops = {found.split("/")[0] for found in self.names()}
+            for top in sorted(tops - {last}):
+                self.remove(top)
         path = self._path(name) if name else self._root
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm(path, recursive=True)

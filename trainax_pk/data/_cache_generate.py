@@ -28,6 +28,7 @@ from trainax_pk.data._cache_manifest import (
     ledger_name,
     make_leaves,
 )
+from trainax_pk.data._cache_parts import PartReader
 from trainax_pk.data._cache_store import AbstractStore, Rows
 
 # What a part holds: large enough for a disk's full speed, small enough to lose.
@@ -94,6 +95,7 @@ def generate(
     store = make_store(layout, files)
     metadata = _create(files, store)
     entries = _finished(files, layout)
+    reader = PartReader(source, layout)
     missing = [c for c in range(layout.num_parts) if c not in entries]
     done = sum(_length(layout, c) for c in entries)
     bar = tqdm(
@@ -106,7 +108,7 @@ def generate(
         settler.add(entries)
         pending: tuple[int, Future] | None = None
         for part in [*missing, None]:
-            made = None if part is None else _simulate(source, layout, part)
+            made = None if part is None else reader.read(part)
             written = {} if pending is None else {pending[0]: pending[1].result()}
             if made is not None:
                 pending = part, writer.submit(_write, store, files, part, *made)
@@ -187,22 +189,6 @@ def _finished(files: AbstractFiles, layout: Layout) -> dict[int, dict[str, Any]]
         if find_damage(files, note["files"], full=True) is None:
             found[part] = note
     return found
-
-
-def _simulate(source: Any, layout: Layout, part: int) -> tuple[Rows, int]:
-    start, stop = layout.rows(part)
-    before = getattr(source, "num_failed", 0)
-    leaves = [np.asarray(x) for x in jax.tree.leaves(source[start:stop])]
-    got = [(x.shape, x.dtype.name) for x in leaves]
-    expected = [((stop - start, *x.shape), x.dtype) for x in layout.leaves]
-    if got != expected:
-        raise ValueError(
-            f"Expected rows {start} to {stop - 1} of the source with shapes and dtypes "
-            f"{expected}, got {got}. Every row of a dataset must be alike."
-        )
-    names = [leaf.name for leaf in layout.leaves]
-    failed = getattr(source, "num_failed", 0) - before
-    return dict(zip(names, leaves, strict=True)), failed
 
 
 def _write(

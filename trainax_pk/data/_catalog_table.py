@@ -39,7 +39,8 @@ class Catalog:
 
         Args:
             table: Path of a parquet file (`trainax_pk[parquet]`) or CSV file; columns as
-                a mapping; or a sequence of rows. Numbers of a CSV file are read as such.
+                a mapping; or a sequence of rows. Numbers of a CSV file are read as such,
+                those of the column of paths excepted.
             query: `row -> bool`; or for some columns a value, a set of values, or a
                 pair (least, greatest), all of which must hold.
             path_column: Column that names the file of a row.
@@ -51,7 +52,7 @@ class Catalog:
                 that passes.
             FileNotFoundError: There is no such table.
         """
-        rows = _read(table)
+        rows = _read(table, path_column)
         columns = set(rows[0]) if rows else set()
         for name in (path_column, *(query if isinstance(query, Mapping) else ())):
             if name not in columns:
@@ -84,7 +85,7 @@ class Catalog:
         return self.root / str(self.rows[i][self.path_column])
 
 
-def _read(table: Any) -> list[Row]:
+def _read(table: Any, path_column: str) -> list[Row]:
     if isinstance(table, str | Path):
         path = Path(table)
         if not path.exists():
@@ -95,7 +96,7 @@ def _read(table: Any) -> list[Row]:
         if path.suffix == ".csv":
             with path.open(newline="", encoding="utf-8") as file:
                 return [
-                    {k: _number(v) for k, v in row.items()}
+                    {k: v if k == path_column else _number(v) for k, v in row.items()}
                     for row in csv.DictReader(file)
                 ]
         return load("pyarrow.parquet", "parquet").read_table(path).to_pylist()

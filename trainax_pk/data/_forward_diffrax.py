@@ -19,7 +19,9 @@ class DiffraxModel(eqx.Module):
     """ẏ = f(t, y, args) from t = 0, solved by diffrax.
 
     With `dt`, a forward model: `step(state, dt)` integrates over `dt` with as many
-    inner steps as the controller takes. With `save_times`, a plain callable
+    inner steps as the controller takes. Every step starts at t = 0 again, so what is
+    stepped must be autonomous: a vector field that reads t sees [0, dt] in each step;
+    carry the time in the state, or use `save_times`. With `save_times`, a plain callable
     `y0 -> ys` with leaves `(num_save_times, ...)`. A solve that fails (too many steps,
     a step size below the smallest) gives NaN, which a `SimulationDataset` treats by its
     `on_failure`.
@@ -95,7 +97,7 @@ class DiffraxModel(eqx.Module):
         return self._solve(y0, self.save_times[-1], diffrax.SaveAt(ts=times))
 
     def step(self, state: PyTree[Array], dt: Any) -> PyTree[Array]:
-        """The state after the time `dt`."""
+        """The state after the time `dt`, from t = 0: for autonomous vector fields."""
         diffrax = load("diffrax")
         ys = self._solve(state, dt, diffrax.SaveAt(t1=True))
         return jax.tree.map(lambda y: y[0], ys)

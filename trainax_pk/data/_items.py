@@ -63,7 +63,11 @@ def as_items(
         )
     if isinstance(data, SimulationDataset | CachedDataset):
         pairs = data.num_times is None
-        data = Samples(data[:], residency=residency) if pairs else data.trajectories()
+        data = (
+            Samples(data.finite_rows(), residency=residency)
+            if pairs
+            else data.trajectories()
+        )
     if not (isinstance(data, Samples) or is_batch(data)):
         trajectories = as_trajectories(data)
         return Windows(

@@ -18,6 +18,7 @@ from trainax_pk.data._simulation_plan import (
     as_rows,
     check_failures,
     check_num_samples,
+    check_unmasked,
     make_recipe,
     plan_block,
     plan_chunk,
@@ -233,7 +234,8 @@ class SimulationDataset:
             State `(num_samples, num_times, ...)`.
 
         Raises:
-            ValueError: The dataset holds no trajectories, or is endless.
+            ValueError: The dataset holds no trajectories, is endless, or has masked
+                failures.
         """
         if self.num_times is None or self.on_the_fly:
             raise ValueError(
@@ -241,8 +243,21 @@ class SimulationDataset:
                 f"{self._recipe.num_steps} and on_the_fly={self.on_the_fly}. Pass "
                 "num_steps, or use windows()."
             )
-        params, output = self[:]
+        params, output = self.finite_rows()
         return Trajectories(output, sample=params if self.is_parametric else None)
+
+    def finite_rows(self) -> tuple[PyTree[Any], PyTree[Any]]:
+        """All pairs, to be trained on.
+
+        Returns:
+            Pairs with a leading axis.
+
+        Raises:
+            ValueError: Samples that failed and were masked with NaN.
+        """
+        simulated = self.simulate(slice(None))
+        check_unmasked(self.on_failure, int(simulated.failed.sum()), len(self))
+        return simulated.params, simulated.output
 
     @property
     def is_parametric(self) -> bool:

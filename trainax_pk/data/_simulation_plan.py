@@ -171,13 +171,28 @@ def check_failures(
             f"indices {first}. Narrow the prior, use a smaller time step, or pass "
             "on_failure='mask'."
         )
-    # A few may all fail by chance, which is what these policies are for.
-    enough = min(16, length)
-    if failed.all() and len(rows) >= enough and on_failure != "keep":
+    # Some may all fail by chance, which is what these policies are for: what is made
+    # must not depend on how it is cut. A cache asks all of its parts.
+    whole = len(rows) >= length and len(np.unique(rows)) == length
+    if failed.all() and whole and on_failure != "keep":
         raise FloatingPointError(
             f"Expected some finite simulations, got {share} that failed. The forward "
             "model diverges everywhere: check its time step and the prior's scale, or "
             "pass on_failure='keep' to look at the output."
+        )
+
+
+def check_unmasked(on_failure: str | None, num_failed: int, length: int) -> None:
+    """Refuses to train on what failed and was masked, wherever the data are.
+
+    Raises:
+        ValueError: Rows that are NaN throughout.
+    """
+    if on_failure == "mask" and num_failed:
+        raise ValueError(
+            f"Expected finite data to train on, got {num_failed} of {length} samples "
+            "that failed and were masked with NaN. Pass on_failure='resample' to the "
+            "SimulationDataset, or select the rows that are finite and train on these."
         )
 
 

@@ -34,8 +34,8 @@ class StoredWindows:
     where many windows lie in a piece, and where few do, little is read in vain.
 
     Memory is bounded by the `memory_budget` of the cache (512 MiB if it has none),
-    whatever the data's size. Nothing is searched for NaN: a simulation says itself
-    what becomes of failures.
+    whatever the data's size. Nothing is searched for NaN, but a simulation whose
+    failures were masked is refused, as it is in memory: the cache has counted them.
 
     Attributes:
         residency: "disk".
@@ -68,7 +68,7 @@ class StoredWindows:
         stride: int = 1,
         only_initial: bool = False,
     ) -> None:
-        """Checks shapes; opens no file.
+        """Checks shapes; opens no file, unless the source masks failures.
 
         Args:
             cached: A `CachedDataset`.
@@ -78,7 +78,8 @@ class StoredWindows:
             only_initial: As for `Windows`.
 
         Raises:
-            ValueError: As `Windows` and `Samples`; a stride for samples.
+            ValueError: As `Windows` and `Samples`; a stride for samples; masked
+                failures.
         """
         self.memory_budget = cached.memory_budget or _DEFAULT_BUDGET
         self._cached = cached
@@ -108,6 +109,7 @@ class StoredWindows:
                 residency="host",
             )
             self._leaves = (leaves[1], leaves[0] if cached.is_parametric else None)
+        cached.check_finite()
 
     def __len__(self) -> int:
         return len(self._items)
