@@ -247,13 +247,13 @@ def test_parts_that_failed_by_chance_are_stored_however_it_is_cut(tmp_path):
 def test_no_block_is_simulated_twice(chunk_size, tmp_path, monkeypatch):
     source = masked(61, block_size=16)
     whole, bad = source[:], source.num_failed
-    made, run = [], source._runner.run
+    made, block = [], source._runner._block
     monkeypatch.setattr(
-        source._runner, "run", lambda word, rows: made.append(rows) or run(word, rows)
+        source._runner, "_block", lambda *args: made.append(args) or block(*args)
     )
     cached = CachedDataset(source, tmp_path, chunk_size=chunk_size)
     assert same(cached[:], whole) and cached.num_failed == bad
-    np.testing.assert_array_equal(np.concatenate(made), np.arange(61))
+    assert len(made) == 4
     # One part alone is made again with the rest of its block at most.
     part = sorted(Path(cached.directory).rglob("c.1.*"))[:1]
     if part:
