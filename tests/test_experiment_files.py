@@ -10,7 +10,7 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from trainax_pk import experiment
 from trainax_pk.experiment._yaml import read_text
@@ -167,6 +167,7 @@ _words = st.sampled_from(
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(_words, max_size=25), st.integers(0, 12))
+@example(["?", "|", "\n", "\n", "kind"], 0)  # a key with line breaks
 def test_malformed_files_are_refused_at_once(words, at):
     lines = GOOD.splitlines(keepends=True)
     text = "".join([*lines[:at], " ".join(words) + "\n", *lines[at:]])

@@ -56,7 +56,9 @@ class Document(NamedTuple):
         known = place
         while known and known not in self.lines:
             known = known[:-1]
-        field = ".".join(str(part) for part in place)
+        # A key may hold line breaks; a problem is one line.
+        shown = (str(part) for part in place)
+        field = ".".join(p if p.isprintable() else repr(p) for p in shown)
         where = f"{self.name}:{self.lines.get(known, 1)}: "
         return f"{where}{field}: {text}" if field else f"{where}{text}"
 
