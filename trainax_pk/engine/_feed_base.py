@@ -63,3 +63,23 @@ def _row(arrays: PyTree[Array], i: Array) -> PyTree[Array]:
     return jax.tree.map(
         lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), arrays
     )
+
+
+class AbstractBesideFeed(AbstractFeed):
+    """Batches `(beside, batch)` of another feed; what lies beside is `load`'s second."""
+
+    feed: eqx.AbstractVar[AbstractFeed]
+
+    def plan(
+        self, arrays: PyTree[Array], start: Array, count: Array, size: int
+    ) -> PyTree[Array]:
+        """The feed's plan."""
+        return self.feed.plan(arrays[0], start, count, size)
+
+    def pick(self, arrays: PyTree[Array], plan: PyTree[Array], i: Array) -> PyTree:
+        """Batch of the i-th update."""
+        return arrays[1], self.feed.pick(arrays[0], plan, i)
+
+    def single(self, arrays: PyTree[Array], start: Array, i: Array) -> PyTree[Array]:
+        """Batch of one update."""
+        return arrays[1], self.feed.single(arrays[0], start, i)

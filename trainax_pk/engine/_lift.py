@@ -9,10 +9,10 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, PyTree
 
-from trainax_pk.engine._feed_base import AbstractFeed
+from trainax_pk.engine._feed_base import AbstractBesideFeed, AbstractFeed
 
 
-class LiftedFeed(AbstractFeed):
+class LiftedFeed(AbstractBesideFeed):
     """Batches `(captured, batch)`: what a step has captured comes as an operand.
 
     Attributes:
@@ -26,20 +26,6 @@ class LiftedFeed(AbstractFeed):
     def load(self, order: Any, start: int, count: int, size: int) -> PyTree[Array]:
         """The feed's arrays, and the captured ones."""
         return self.feed.load(order, start, count, size), self.captured
-
-    def plan(
-        self, arrays: PyTree[Array], start: Array, count: Array, size: int
-    ) -> PyTree[Array]:
-        """The feed's plan."""
-        return self.feed.plan(arrays[0], start, count, size)
-
-    def pick(self, arrays: PyTree[Array], plan: PyTree[Array], i: Array) -> PyTree:
-        """Batch of the i-th update."""
-        return arrays[1], self.feed.pick(arrays[0], plan, i)
-
-    def single(self, arrays: PyTree[Array], start: Array, i: Array) -> PyTree[Array]:
-        """Batch of one update."""
-        return arrays[1], self.feed.single(arrays[0], start, i)
 
 
 def lift(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from trainax_pk.engine import AbstractFeed
+from trainax_pk.engine._feed_base import AbstractBesideFeed
 from trainax_pk.experiment._read import place_of, replaced
 from trainax_pk.experiment._run import Built, Made, Parts, Run, assemble
 from trainax_pk.experiment._sweep_spec import Trial
@@ -19,7 +20,7 @@ from trainax_pk.step import TrainState, make_train_step
 _MAPPED = ("optimizer", "configuration")
 
 
-class NumberedFeed(AbstractFeed):
+class NumberedFeed(AbstractBesideFeed):
     """Batches `(numbers, batch)`: a member's own numbers come with its order.
 
     Attributes:
@@ -32,20 +33,6 @@ class NumberedFeed(AbstractFeed):
         """The feed's arrays, and the numbers."""
         numbers, order = order
         return self.feed.load(order, start, count, size), numbers
-
-    def plan(
-        self, arrays: PyTree[Array], start: Array, count: Array, size: int
-    ) -> PyTree[Array]:
-        """The feed's plan."""
-        return self.feed.plan(arrays[0], start, count, size)
-
-    def pick(self, arrays: PyTree[Array], plan: PyTree[Array], i: Array) -> PyTree:
-        """Batch of the i-th update."""
-        return arrays[1], self.feed.pick(arrays[0], plan, i)
-
-    def single(self, arrays: PyTree[Array], start: Array, i: Array) -> PyTree[Array]:
-        """Batch of one update."""
-        return arrays[1], self.feed.single(arrays[0], start, i)
 
 
 def group_alike(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
