@@ -14,7 +14,7 @@ ROOT = Path(trainax_pk.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # Bottom to top. A file imports from layers below it, or from its own layer.
 LAYERS = [
-    {"_types", "_files", "_extras"},
+    {"_types", "_files", "_extras", "_signals"},
     {"_tree", "_fourier", "loss", "metrics", "sample_data"},
     {"_batch"},
     {"adjoint"},

@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 import trainax_pk as tx
+from trainax_pk import _signals
 from trainax_pk._files import LocalFiles, seal, unseal
+from trainax_pk._signals import Interrupts
 from trainax_pk.checkpoint import (
     CheckpointDamaged,
     Policy,
     Segment,
-    _signals,
     _store,
 )
 from trainax_pk.checkpoint._arrays import (
@@ -39,7 +40,6 @@ from trainax_pk.checkpoint._arrays import (
 )
 from trainax_pk.checkpoint._log import MetricLog
 from trainax_pk.checkpoint._policy import Schedule
-from trainax_pk.checkpoint._signals import Interrupts
 from trainax_pk.checkpoint._store import Store
 from trainax_pk.checkpoint._writer import NotFinite, Writer
 

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -459,6 +460,52 @@ def test_killed_at_random_it_ends_in_the_same_bytes(format, tmp_path):
     assert killed["again"] <= 8 * killed["kills"]
     # Two writers at once: one makes it, the other waits and finds it made.
     assert report["raced"] == {"codes": [0, 0], "made": 60, "digest": whole}
+
+
+@pytest.mark.parametrize(
+    ("number", "ends"),
+    [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)],
+)
+def test_a_signal_ends_generation_after_the_part_under_way(
+    number, ends, tmp_path, caplog
+):
+    class Signalled(Rows):
+        def __getitem__(self, rows):
+            found = super().__getitem__(rows)
+            if len(self.calls) == 3:
+                os.kill(os.getpid(), number)
+            return found
+
+    source, handler = Signalled(), signal.getsignal(number)
+    # One row tells its form, the second call makes part 0, the third part 1.
+    with pytest.raises(ends) as error:
+        CachedDataset(source, tmp_path, chunk_size=8).generate()
+    assert number == signal.SIGINT or error.value.code == 143
+    assert signal.getsignal(number) is handler
+    assert "generation ends after this part" in caplog.text
+    seen = len(source.calls)
+    assert seen == 3
+    cached = CachedDataset(source, tmp_path, chunk_size=8)
+    assert same(cached[:], Rows()[:])
+    # No row is made again but the one that tells the form.
+    again = [b - a for a, b in source.calls[seen:]]
+    assert sum(again) <= 22 - 8 + 1
+
+
+def test_a_signal_during_the_last_part_is_obeyed_when_all_is_there(tmp_path):
+    class Last(Rows):
+        def __getitem__(self, rows):
+            found = super().__getitem__(rows)
+            if self.calls[-1][1] == len(self) and len(self.calls) > 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return found
+
+    source = Last()
+    with pytest.raises(SystemExit):
+        CachedDataset(source, tmp_path, chunk_size=8).generate()
+    seen = len(source.calls)
+    cached = CachedDataset(source, tmp_path, chunk_size=8)
+    assert same(cached[:], Rows()[:]) and len(source.calls) <= seen + 1
 
 
 def test_killed_after_the_manifest_it_is_tidied(tmp_path):

@@ -19,6 +19,7 @@ import pytest
 
 import trainax_pk as tx
 from tests._programs import compilation_cache
+from trainax_pk import _signals
 from trainax_pk._files import hold_lock
 from trainax_pk.callback import _evaluate
 from trainax_pk.checkpoint import (
@@ -26,7 +27,6 @@ from trainax_pk.checkpoint import (
     Policy,
     RunChanged,
     Segment,
-    _signals,
     _store,
 )
 
@@ -420,6 +420,35 @@ def test_a_signal_is_heard_between_the_batches_of_an_evaluation(tmp_path, monkey
     windows = tx.data.Windows(DATA, 1)[:]
     expected, _ = tx.make_eval_step(one)(alone.state, windows)
     np.testing.assert_allclose(records[0][-1], expected, rtol=1e-12)
+
+
+def test_a_signal_is_heard_between_the_batches_of_rollouts(tmp_path, monkeypatch):
+    firsts = []
+    rollouts = _evaluate._rollouts
+
+    def signalled(callback, state, first):
+        firsts.append(int(first))
+        if len(firsts) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return rollouts(callback, state, first)
+
+    monkeypatch.setattr(_evaluate, "_rollouts", signalled)
+    metrics = {"mse": lambda a, b: jnp.mean((a - b) ** 2)}
+    held_out = jax.random.normal(jax.random.key(8), (7, 4, 3))
+    rolled = tx.callback.RolloutMetrics(held_out, metrics, every=30, batch_size=3)
+    with pytest.raises(SystemExit):
+        make(callbacks=[rolled])(linear(), key=KEY, run_dir=tmp_path)
+    assert firsts == [0, 3]
+    _, history = make(callbacks=[rolled])(linear(), key=KEY, run_dir=tmp_path)
+    assert firsts[2:5] == [0, 3, 4]
+    values = history.records["rollout"].values["mse"]
+    model, expected = history.state.model, []
+    for u in held_out:
+        v = u[0]
+        for w in u[1:]:
+            v = model(v)
+            expected.append(jnp.mean((v - w) ** 2))
+    np.testing.assert_allclose(values[-1], np.mean(expected), rtol=1e-12)
 
 
 def test_the_last_state_is_saved_while_the_main_thread_is_deaf(tmp_path, monkeypatch):

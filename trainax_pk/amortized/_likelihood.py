@@ -35,7 +35,8 @@ class AmortizedLikelihood(eqx.Module):
     draws from prior × likelihood by Markov chains.
 
     Attributes:
-        encoder: Standardised, unconstrained θ ↦ features.
+        encoder: θ ↦ features. It sees entries between two bounds on the scale of a uniform
+            draw (`Support.level`), others unconstrained and standardised.
         head: Density of the flattened, standardised observation given features.
         support: θ ↔ ℝᵈ.
         shape: Of an observation; with `independent`, of one of its elements.
@@ -132,8 +133,7 @@ class AmortizedLikelihood(eqx.Module):
             Scalar.
         """
         self._check(x, mask)
-        z, log_det = standard(self.support, self.theta_scale, theta)
-        features = self.encoder(z, None)
+        features, log_det = self._features(theta)
 
         def one(x: Array) -> Array:
             density = self.head.log_prob(self.x_scale(x).reshape(-1), features)
@@ -156,12 +156,18 @@ class AmortizedLikelihood(eqx.Module):
             `(n, *shape)`.
         """
         check_count("num_samples", num_samples)
-        z, _ = standard(self.support, self.theta_scale, theta)
-        features = self.encoder(z, None)
+        features, _ = self._features(theta)
         draw = lambda k: self.x_scale.inverse(  # noqa: E731
             self.head.sample(k, features).reshape(self.shape)
         )
         return jax.vmap(draw)(jax.random.split(key, num_samples))
+
+    def _features(
+        self, theta: PyTree[Array]
+    ) -> tuple[Float[Array, " f"], Float[Array, ""]]:
+        z, log_det = standard(self.support, self.theta_scale, theta)
+        level = self.support.level(self.support.ravel(theta), z)
+        return self.encoder(level, None), log_det
 
     def _check(self, x: Array, mask: Array | None) -> None:
         if mask is not None:

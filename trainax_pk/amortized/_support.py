@@ -131,6 +131,20 @@ class Support(eqx.Module):
         theta = jnp.where(both, between, jnp.where(lower | upper, one_sided, z))
         return jnp.clip(theta, *self._limits(z.dtype))
 
+    def level(
+        self, theta: Float[Array, " d"], z: Float[Array, " d"]
+    ) -> Float[Array, " d"]:
+        """√12 (θ − (l + u) / 2) / (u − l) of entries between two bounds, else those of z.
+
+        What a density may be conditioned on: θ as evenly as a uniform prior draws it, where
+        z would stretch the ends of the box.
+        """
+        low, high, both, _, _ = self._bounds(theta.dtype)
+        low, high = jnp.where(both, low, -1.0), jnp.where(both, high, 1.0)
+        # Halved before they are added: bounds may be as large as numbers get.
+        middle, half = 0.5 * low + 0.5 * high, 0.5 * high - 0.5 * low
+        return jnp.where(both, math.sqrt(3) * (theta - middle) / half, z)
+
     def _limits(self, dtype: Any) -> tuple[Array, Array]:
         """The numbers next to the bounds."""
         low, high = self._bounds(dtype)[:2]

@@ -125,10 +125,7 @@ class Validation(AbstractCallback):
     def __call__(self, context: Context) -> Float[Array, ""]:
         """The mean loss."""
         long = len(self.windows) > _AT_ONCE * self.batch_size
-        traced = any(
-            isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(context.state)
-        )
-        if context.poll is None or traced or not long:
+        if context.poll is None or _is_traced(context.state) or not long:
             return _mean_loss(self, context.state)
         return _polled_mean_loss(self, context.state, context.poll)
 
@@ -138,15 +135,17 @@ class RolloutMetrics(AbstractCallback):
 
     Attributes:
         trajectories: References, leaves `(num_samples, num_times, ...)`.
-        metrics: By name, `(prediction, reference) -> array`, both without the initial
-            state, such as the functions of `tx.metrics`.
+        metrics: By name, `(prediction, reference) -> array`, both of all trajectories and
+            without the initial state, such as the functions of `tx.metrics`.
         every: Number of updates between records.
+        batch_size: Trajectories that are rolled out at once; between two batches a run in
+            a folder hears signals.
         use_ema: Roll out the moving average of the model; of several the one of this
             number, counted from 1.
         name: Key in `history.records`; its value is a dict by metric.
 
     Raises:
-        ValueError: `every` below 1, no metrics by name, NaN in the data.
+        ValueError: A count below 1, no metrics by name, NaN in the data.
 
     Example:
         >>> import jax.numpy as jnp
@@ -160,6 +159,7 @@ class RolloutMetrics(AbstractCallback):
     trajectories: Trajectories
     metrics: dict[str, Callable[..., Any]]
     every: int = eqx.field(static=True)
+    batch_size: int = eqx.field(static=True)
     use_ema: bool | int = eqx.field(static=True)
     name: str = eqx.field(static=True)
 
@@ -169,10 +169,12 @@ class RolloutMetrics(AbstractCallback):
         metrics: Mapping[str, Callable[..., Any]],
         *,
         every: int,
+        batch_size: int = 128,
         use_ema: bool | int = False,
         name: str = "rollout",
     ) -> None:
         self.every = check_callback(every, name)
+        batch_size = check_count("batch_size", batch_size)
         if not metrics:
             raise ValueError(
                 "Expected at least one metric, got none. Pass a dict such as "
@@ -184,13 +186,23 @@ class RolloutMetrics(AbstractCallback):
                 "dict such as {'nrmse': tx.metrics.nrmse_per_lead_time}."
             )
         self.trajectories = as_trajectories(data)
+        self.batch_size = min(batch_size, _num_samples(self.trajectories))
         self.metrics = dict(metrics)
         self.use_ema = check_average(use_ema)
         self.name = name
 
     def __call__(self, context: Context) -> dict[str, PyTree[Array]]:
         """The metrics by name."""
-        return _rollout_metrics(self, context.state)
+        number, parts = _num_samples(self.trajectories), []
+        hears = context.poll is not None and not _is_traced(context.state)
+        for start in range(0, number, self.batch_size):
+            # All of one length, for one program: the last batch begins where it fits.
+            first = np.int32(min(start, number - self.batch_size))
+            parts.append(_rollouts(self, context.state, first))
+            if hears and start + self.batch_size < number:
+                jax.block_until_ready(parts[-1])
+                context.poll()
+        return _rollout_metrics(self, parts)
 
 
 @eqx.filter_jit
@@ -271,17 +283,42 @@ _jitted_mean = eqx.filter_jit(_mean)
 
 
 @eqx.filter_jit
-def _rollout_metrics(callback: RolloutMetrics, state: TrainState) -> dict[str, Any]:
+def _rollouts(
+    callback: RolloutMetrics, state: TrainState, first: Any
+) -> PyTree[Float[Array, "batch time ..."]]:
+    """What the model makes of a batch of initial states."""
     number = int(callback.use_ema)
     model = state.averaged_model(number) if number else state.model
     model = eqx.nn.inference_mode(model)
-    data = callback.trajectories
+    data, size = callback.trajectories, callback.batch_size
     num_steps = jax.tree.leaves(data.state)[0].shape[1] - 1
-    num_samples = jax.tree.leaves(data.state)[0].shape[0]
-    u0 = jax.tree.map(lambda x: x[:, 0], data.state)
-    keys = jax.random.split(state.key, num_samples)
-    prediction = jax.vmap(
+
+    def batch(tree: PyTree[Array]) -> PyTree[Array]:
+        return jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, first, size), tree
+        )
+
+    keys = batch(jax.random.split(state.key, _num_samples(data)))
+    u0 = jax.tree.map(lambda x: x[:, 0], batch(data.state))
+    return jax.vmap(
         lambda u, s, t, k: rollout(model, u, num_steps, sample=s, time=t, key=k)
-    )(u0, data.sample, data.time, keys)
-    reference = jax.tree.map(lambda x: x[:, 1:], data.state)
+    )(u0, batch(data.sample), batch(data.time), keys)
+
+
+@eqx.filter_jit
+def _rollout_metrics(
+    callback: RolloutMetrics, parts: list[PyTree[Array]]
+) -> dict[str, Any]:
+    left = _num_samples(callback.trajectories) - callback.batch_size * (len(parts) - 1)
+    last = jax.tree.map(lambda x: x[-left:], parts[-1])
+    prediction = jax.tree.map(lambda *x: jnp.concatenate(x), *parts[:-1], last)
+    reference = jax.tree.map(lambda x: x[:, 1:], callback.trajectories.state)
     return {name: f(prediction, reference) for name, f in callback.metrics.items()}
+
+
+def _is_traced(tree: PyTree[Any]) -> bool:
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+
+
+def _num_samples(data: Trajectories) -> int:
+    return jax.tree.leaves(data.state)[0].shape[0]

@@ -17,13 +17,13 @@ import numpy as np
 from jaxtyping import PyTree
 
 from trainax_pk._files import hold_lock
+from trainax_pk._signals import Interrupts
 from trainax_pk.checkpoint._arrays import compare_leaves
 from trainax_pk.checkpoint._identity import Identity, check_unchanged
 from trainax_pk.checkpoint._load import Match
 from trainax_pk.checkpoint._log import MetricLog
 from trainax_pk.checkpoint._policy import Policy, Schedule
 from trainax_pk.checkpoint._run_base import AbstractRun, Point, Segment, Verdict
-from trainax_pk.checkpoint._signals import Interrupts
 from trainax_pk.checkpoint._store import Checkpoint, CheckpointDamaged, Store
 from trainax_pk.checkpoint._writer import Frozen, NotFinite, Writer
 from trainax_pk.tracker import AbstractTracker

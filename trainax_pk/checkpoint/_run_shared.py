@@ -7,10 +7,10 @@ from typing import Any
 
 from jaxtyping import PyTree
 
+from trainax_pk._signals import Interrupts
 from trainax_pk.checkpoint._load import Match
 from trainax_pk.checkpoint._run import Run
 from trainax_pk.checkpoint._run_base import AbstractRun, Point, Verdict
-from trainax_pk.checkpoint._signals import Interrupts
 from trainax_pk.checkpoint._store import Checkpoint
 from trainax_pk.checkpoint._team import Team
 

@@ -17,6 +17,7 @@ from trainax_pk._files import (
     read_sealed,
     seal,
 )
+from trainax_pk._signals import Interrupts
 from trainax_pk.data._cache_manifest import (
     FINISHING,
     HEADER,
@@ -35,6 +36,8 @@ from trainax_pk.data._cache_store import AbstractStore, Rows
 _PART_BYTES = 2**25
 # A loss of power costs no more of what was written.
 _SETTLE_SECONDS = 2.0
+_PROMISE = "generation ends after this part (once more: at once); what is written stays"
+_LOSS = "generation ends without the part under way"
 
 
 def plan_layout(
@@ -89,7 +92,8 @@ def generate(
     the format, then for every part its files and a sealed note, then the manifest, and
     none is believed without its checksum. A killed process loses the open chunk alone,
     a loss of power some seconds of work: parts go to the disk while others are made, and
-    the manifest comes when all of them are there.
+    the manifest comes when all of them are there. SIGTERM and SIGINT are obeyed between
+    two parts.
     """
     layout = _begin(files, wanted, read_layout)
     store = make_store(layout, files)
@@ -103,21 +107,33 @@ def generate(
     )
     # One writer and one part in its hands: two parts are open at a time, the one that
     # is written and the one that is simulated.
-    with bar, _Settler(files) as settler, ThreadPoolExecutor(1) as writer:
+    with (
+        Interrupts(promise=_PROMISE, loss=_LOSS) as interrupts,
+        bar,
+        _Settler(files) as settler,
+        ThreadPoolExecutor(1) as writer,
+    ):
         # What an earlier process has written it may not have made durable.
         settler.add(entries)
         pending: tuple[int, Future] | None = None
         for part in [*missing, None]:
-            made = None if part is None else reader.read(part)
+            ends = part is None or interrupts.received is not None
+            made = None if ends else reader.read(part)
             written = {} if pending is None else {pending[0]: pending[1].result()}
             if made is not None:
                 pending = part, writer.submit(_write, store, files, part, *made)
             entries.update(written)
             bar.update(sum(_length(layout, c) for c in written))
             settler.add(written)
+            if ends:
+                break
         settler.finish()
-    _check_any_succeeded(source, layout, entries)
-    _commit(files, layout, metadata, entries)
+        if len(entries) == layout.num_parts:
+            _check_any_succeeded(source, layout, entries)
+            _commit(files, layout, metadata, entries)
+        if interrupts.received is not None:
+            interrupts.obeyed.set()
+            raise interrupts.end()
 
 
 def check_ours(names: list[str], where: str) -> None:

@@ -31,17 +31,26 @@ class Interrupts:
         obeyed: Set by the owner when it begins to end.
     """
 
-    def __init__(self, on_deaf: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        on_deaf: Callable[[], None] = lambda: None,
+        *,
+        promise: str = "the run saves and ends after this chunk",
+        loss: str = "the run ends without saving",
+    ) -> None:
         """Installs nothing yet.
 
         Args:
             on_deaf: Called in another thread before the process ends because the main
                 thread does not hear.
+            promise: What is said at the first signal.
+            loss: What is said at the second.
         """
         self.received: int | None = None
         self.saving = False
         self.obeyed = threading.Event()
         self._on_deaf = on_deaf
+        self._promise, self._loss = promise, loss
         self._count = 0
         self._previous: dict[int, object] = {}
         self._pipe: tuple[int, int] | None = None
@@ -113,9 +122,9 @@ class Interrupts:
         name = signal.Signals(number).name
         if self._count == 1:
             self.received = number
-            _log.warning("%s: the run saves and ends after this chunk.", name)
+            _log.warning("%s: %s.", name, self._promise)
         elif self.saving:
             _log.warning("%s: waiting for the save; once more ends at once.", name)
         else:
-            _log.warning("%s again: the run ends without saving.", name)
+            _log.warning("%s again: %s.", name, self._loss)
             raise self.end()
