@@ -3,7 +3,7 @@
 Generation: `SimulationDataset[:]` against a jitted, vmapped function called on blocks of
 the same width, with its results copied to one array, and against a loop over single
 samples. Storage: `CachedDataset` of an array in memory against zarr's own bulk write and
-read of the same array with the same codec, and against the bytes of the array in one file
+read of the same array with and without lz4, and against the bytes of the array in one file
 (`fsync` included; of the others only the cache waits for the disk). Streaming: a trainer on
 a cache through a memory budget of a tenth of the data against the same trainer on the data
 in memory, whole runs of compiled programs; the perceptron is the worst case there is, an
@@ -14,6 +14,7 @@ Run: python -m benchmarks.data_speed [--rounds 5] [--only PART]
 """
 
 import argparse
+import itertools
 import os
 import shutil
 import tempfile
@@ -28,6 +29,10 @@ import zarr
 import trainax_pk as tx
 from benchmarks._data_cases import CASES, InMemory, lorenz
 from benchmarks._harness import interleaved, medians, ratio, report, table
+
+
+# Samples of 2.4 KiB that are stored: about 150 and 600 MiB.
+STORED = (2**16, 2**18)
 
 
 def by_hand(model, prior, num_samples, num_steps, width):
@@ -102,11 +107,12 @@ def generation(rounds):
     return table([*header, "speed relative to by hand", "to one by one"], rows), shown
 
 
-def bulk(folder, array, chunk):
+def bulk(folder, array, chunk, codec):
     shutil.rmtree(folder, ignore_errors=True)
-    codec = zarr.codecs.BloscCodec(cname="lz4", clevel=1, shuffle="shuffle")
+    lz4 = zarr.codecs.BloscCodec(cname="lz4", clevel=1, shuffle="shuffle")
     stored = zarr.create_array(
-        folder, shape=array.shape, dtype=array.dtype, compressors=[codec],
+        folder, shape=array.shape, dtype=array.dtype,
+        compressors=[lz4] if codec == "lz4" else None,
         chunks=(chunk, *array.shape[1:]),
     )  # fmt: skip
     stored[:] = array
@@ -120,10 +126,22 @@ def plain(path, array):
 
 
 def storage(rounds):
+    rows = [row for count in STORED for row in _stored(count, rounds)]
+    header = ["", "MiB", "cache / s", "bulk zarr, best chunk / s", "one plain file / s"]
+    # What a cache costs however small it is counts less the larger it is.
+    shown = [
+        (f"zarr {row[0]}, to bulk zarr or the disk", max(map(float, row[-2:])), 0.8)
+        for row in rows[-2:]
+    ]
+    header += ["speed relative to bulk zarr", "to the plain file"]
+    return table(header, rows), shown
+
+
+def _stored(num_samples, rounds):
+    """Rows of the table for trajectories of so many samples."""
     model, prior, _, _ = lorenz()
-    dataset = tx.data.SimulationDataset(model, prior, 65536, num_steps=200)
+    dataset = tx.data.SimulationDataset(model, prior, num_samples, num_steps=200)
     array = dataset[:][1]
-    rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cached = tx.data.CachedDataset(InMemory(array), folder / "cache")
@@ -132,27 +150,23 @@ def storage(rounds):
             cached.invalidate()
             cached.generate()
 
-        # About 1 and 8 MiB: the faster is what a careful user would have found.
-        chunks = (512, 4096)
+        # About 1 and 8 MiB, compressed and not: the fastest is what a careful user would
+        # have found.
+        forms = list(itertools.product((512, 4096), ("lz4", "raw")))
         runs = {"cache": write, "plain": lambda: plain(folder / "plain", array)}
-        for chunk in chunks:
-            runs[f"bulk {chunk}"] = lambda c=chunk: bulk(folder / f"bulk{c}", array, c)
-        rows.append(_row("write", array, interleaved(runs, rounds=rounds)))
+        for form in forms:
+            runs["bulk {} {}".format(*form)] = lambda f=form: bulk(
+                folder / "bulk{}{}".format(*f), array, *f
+            )
+        yield _row("write", array, interleaved(runs, rounds=rounds))
         runs = {
             "cache": lambda: cached[:],
             "plain": lambda: np.fromfile(folder / "plain", np.float32),
         }
-        for chunk in chunks:
-            opened = zarr.open_array(folder / f"bulk{chunk}", mode="r")
-            runs[f"bulk {chunk}"] = lambda z=opened: z[:]
-        rows.append(_row("read", array, interleaved(runs, rounds=rounds)))
-    header = ["", "MiB", "cache / s", "bulk zarr, best chunk / s", "one plain file / s"]
-    shown = [
-        (f"zarr {row[0]}, to bulk zarr or the disk", max(map(float, row[-2:])), 0.8)
-        for row in rows
-    ]
-    header += ["speed relative to bulk zarr", "to the plain file"]
-    return table(header, rows), shown
+        for form in forms:
+            opened = zarr.open_array(folder / "bulk{}{}".format(*form), mode="r")
+            runs["bulk {} {}".format(*form)] = lambda z=opened: z[:]
+        yield _row("read", array, interleaved(runs, rounds=rounds))
 
 
 def _row(name, array, seconds):

@@ -42,7 +42,8 @@ def launch(count, case):
     outputs = [child.communicate()[0] for child in children]
     if any(child.returncode for child in children):
         sys.exit("a process has failed")
-    return [json.loads(out) for out in outputs]
+    # Gloo says on the same stream that it has connected.
+    return [json.loads(out.splitlines()[-1]) for out in outputs]
 
 
 def child(index, count, port, case):

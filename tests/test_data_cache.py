@@ -782,15 +782,31 @@ def test_a_cache_of_another_source_is_refused(tmp_path):
 # Formats as others read them
 
 
-def test_zarr_is_sharded_and_compressed_and_checked(finished):
+def codecs_of(cached, name):
+    array = zarr.open_array(f"{cached.directory}/data.zarr/{name}", mode="r")
+    np.testing.assert_array_equal(array[:], Rows()[:][name])
+    return [type(codec).__name__ for codec in array.compressors]
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd", None])
+def test_zarr_is_compressed_as_asked(compression, tmp_path):
+    cached = CachedDataset(Rows(), tmp_path, chunk_size=10, compression=compression)
+    assert same(cached[:], Rows()[:]) and same(cached[3:17], Rows()[3:17])
+    expected = [] if compression is None else ["BloscCodec"]
+    for name in ("double", "single", "integer", "bool"):
+        assert codecs_of(cached, name) == [*expected, "Crc32cCodec"]
+
+
+def test_zarr_is_sharded_and_checked_and_compresses_what_shrinks(finished):
     if finished.format != "zarr":
         return
     array = zarr.open_array(f"{finished.directory}/data.zarr/double", mode="r")
     assert array.metadata.zarr_format == 3
     assert array.shards == (5, 2) and array.shape == (22, 2)
-    np.testing.assert_array_equal(array[:], Rows()[:]["double"])
-    names = [type(codec).__name__ for codec in array.compressors]
-    assert names == ["BloscCodec", "Crc32cCodec"]
+    for name in ("double", "single", "complex"):
+        assert codecs_of(finished, name) == ["Crc32cCodec"]
+    for name in ("integer", "bool"):
+        assert codecs_of(finished, name) == ["BloscCodec", "Crc32cCodec"]
 
 
 def test_parquet_is_read_by_pyarrow_alone(tmp_path):

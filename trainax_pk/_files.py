@@ -2,6 +2,7 @@
 
 import abc
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -18,6 +19,8 @@ except ImportError:  # Windows
     fcntl = None
 
 _PIECE = 2**22
+# Pieces of a file that are written by one call.
+_GATHERED = 32
 Checksum = Callable[[bytes, int], int]
 
 
@@ -119,9 +122,9 @@ class LocalFiles(AbstractFiles):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            with temporary.open("wb") as file:
-                file.writelines([content] if isinstance(content, bytes) else content)
-                file.flush()
+            with temporary.open("wb", buffering=0) as file:
+                pieces = [content] if isinstance(content, bytes) else content
+                _write_pieces(file.fileno(), iter(pieces))
                 if durable:
                     os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -278,6 +281,24 @@ def unseal(content: bytes) -> dict[str, Any] | None:
         return None
     # Bytes, not values: JSON has several spellings of one value.
     return value if seal(value) == content else None
+
+
+def _write_joined(descriptor: int, group: list[bytes]) -> int:
+    return os.write(descriptor, b"".join(group))
+
+
+_writev = getattr(os, "writev", _write_joined)  # not on Windows
+
+
+def _write_pieces(descriptor: int, pieces: Iterator[bytes]) -> None:
+    """Writes pieces one after another, many by one call and without joining them."""
+    while group := list(itertools.islice(pieces, _GATHERED)):
+        written = _writev(descriptor, group)
+        if written < sum(map(len, group)):
+            # A disk that fills up takes a part, and tells why at the next call.
+            rest = memoryview(b"".join(group))[written:]
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
 
 
 def read_sealed(files: AbstractFiles, name: str) -> dict[str, Any] | None:

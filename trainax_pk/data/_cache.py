@@ -108,8 +108,9 @@ class CachedDataset:
             chunk_size: Samples that a kill may cost, >= 2: those of the open chunk, of
                 two parts. None for parts of about 32 MiB. A cache that exists keeps its
                 own.
-            compression: "lz4", "zstd", for parquet "snappy" as well, or None; "auto"
-                for the fastest of them.
+            compression: "lz4", "zstd", for parquet "snappy" as well, or None. "auto":
+                in zarr "lz4" for integers and flags and None for floating-point numbers,
+                of which compression saves little and costs most of the time.
             memory_budget: Bytes that generation and training may hold of the data. A
                 trainer streams data that need more; generation makes smaller parts.
                 None: data up to half of the machine's memory are trained on in memory,

@@ -34,7 +34,7 @@ def check_source(source: Any) -> None:
 
 
 def check_format(format: str, compression: str | None) -> str | None:
-    """The codec of a format, the fastest for "auto".
+    """The codec of a format; "auto" of zarr is settled array by array.
 
     Raises:
         ValueError: An unknown format, or a codec that it does not have.
@@ -44,7 +44,7 @@ def check_format(format: str, compression: str | None) -> str | None:
             f"Expected `format` to be one of {', '.join(_CODECS)}, got {format!r}."
         )
     if compression == "auto":
-        return _CODECS[format][0]
+        return "auto" if format == "zarr" else _CODECS[format][0]
     if compression not in _CODECS[format]:
         raise ValueError(
             f"Expected `compression` of {format} to be one of {_CODECS[format]}, got "

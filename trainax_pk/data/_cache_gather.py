@@ -49,27 +49,6 @@ class PieceCache:
         return piece
 
 
-def read_whole(
-    store: AbstractStore, leaf: Leaf, start: int, stop: int, pool: Executor
-) -> np.ndarray:
-    """Rows `start … stop - 1` of a leaf, `(stop - start, *leaf.shape)`."""
-    rows, entries = store.piece_shape(leaf)
-    out = _empty(leaf, stop - start, leaf.length)
-
-    def copy(place: tuple[int, int]) -> None:
-        row, entry = place[0] * rows, place[1] * entries
-        first, last = max(row, start), min(row + rows, stop)
-        piece = store.read_piece(leaf, *place)[first - row : last - row]
-        end = min(entry + entries, leaf.length)
-        out[first - start : last - start, entry:end] = piece[:, : end - entry]
-
-    if out.size:
-        across = range(start // rows, -(-stop // rows))
-        along = range(-(-leaf.length // entries))
-        _spread(copy, [(i, j) for i in across for j in along], pool)
-    return out.reshape(stop - start, *leaf.shape)
-
-
 def gather(
     pieces: PieceCache,
     leaf: Leaf,

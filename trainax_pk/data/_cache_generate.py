@@ -110,7 +110,7 @@ def generate(
     with (
         Interrupts(promise=_PROMISE, loss=_LOSS) as interrupts,
         bar,
-        _Settler(files) as settler,
+        _Settler(files, [HEADER, METADATA, *metadata]) as settler,
         ThreadPoolExecutor(1) as writer,
     ):
         # What an earlier process has written it may not have made durable.
@@ -189,8 +189,6 @@ def _create(files: AbstractFiles, store: AbstractStore) -> dict[str, list[int]]:
         files.remove(LEDGER)
         metadata = fingerprints(files, store.create())
         files.write(METADATA, seal(metadata), durable=False)
-    # In any case, since an earlier process may not have come to it.
-    files.settle([HEADER, METADATA, *metadata])
     return metadata
 
 
@@ -222,12 +220,16 @@ class _Settler:
     that were: a file system takes as long for one as for many.
     """
 
-    def __init__(self, files: AbstractFiles) -> None:
+    def __init__(self, files: AbstractFiles, first: list[str]) -> None:
+        """Begins with the files that belong to no part.
+
+        In any case, since an earlier process may not have come to it.
+        """
         self._files = files
         self._waiting: dict[int, dict[str, Any]] = {}
         self._since = time.monotonic()
         self._thread = ThreadPoolExecutor(1)
-        self._task = self._thread.submit(lambda: None)
+        self._task = self._thread.submit(files.settle, first)
 
     def __enter__(self) -> "_Settler":
         return self

@@ -3,6 +3,7 @@
 import functools
 import os
 import struct
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -12,12 +13,16 @@ import numpy as np
 
 from trainax_pk._extras import load
 from trainax_pk._files import AbstractFiles, write_counted
-from trainax_pk.data._cache_gather import PieceCache, gather, read_whole
+from trainax_pk.data._cache_gather import PieceCache, gather
 from trainax_pk.data._cache_manifest import CacheDamaged, Layout, Leaf
 from trainax_pk.data._cache_store import AbstractStore, Rows
 
+# Bytes, or an array of them.
+Buffer = bytes | np.ndarray
 # An inner chunk is what one random row costs to read; a shard is one file.
 _PIECE_BYTES = 2**16
+# Neighbours that are read at once, where whole rows are.
+_RUN_BYTES = 2**20
 _FOLDER = "data.zarr"
 # Indices of shards that are kept: 8 KiB each for one of 32 MiB.
 _INDICES = 4096
@@ -26,8 +31,8 @@ _INDICES = 4096
 class ZarrStore(AbstractStore):
     """One zarr array for each leaf in one group; a part of the cache is one shard.
 
-    Inner chunks are compressed and carry a CRC-32C each, as does the index of a shard:
-    a reader of the array by any zarr library meets damage as an error.
+    Inner chunks carry a CRC-32C each, compressed or not, as does the index of a shard: a
+    reader of the array by any zarr library meets damage as an error.
 
     zarr writes the metadata. Shards are read and written here, in the layout that the
     format lays down (https://zarr-specs.readthedocs.io, "Sharding codec"): inner chunks
@@ -39,13 +44,7 @@ class ZarrStore(AbstractStore):
     def __init__(self, layout: Layout, files: AbstractFiles) -> None:
         super().__init__(layout, files)
         self._crc32c = load("google_crc32c").value
-        self._codec = None
-        if layout.compression is not None:
-            # Importing zarr's codec tells blosc to leave threads to us.
-            load("zarr.codecs")
-            self._codec = load("numcodecs.blosc").Blosc(
-                layout.compression, clevel=1, shuffle=1
-            )
+        self._codecs = {leaf.name: _codec(layout, leaf) for leaf in layout.leaves}
         # By name: hashing a layout for every piece would cost as much as decoding it.
         self._shapes = {leaf.name: _piece_shape(layout, leaf) for leaf in layout.leaves}
         self._names = {leaf.name: leaf for leaf in layout.leaves}
@@ -74,7 +73,7 @@ class ZarrStore(AbstractStore):
         """A slice of every array."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return {
-                leaf.name: read_whole(self, leaf, start, stop, pool)
+                leaf.name: self._read_leaf(leaf, start, stop, pool)
                 for leaf in self.layout.leaves
             }
 
@@ -93,16 +92,58 @@ class ZarrStore(AbstractStore):
 
     def read_piece(self, leaf: Leaf, row: int, entry: int) -> np.ndarray:
         """An inner chunk, padded with zeros."""
-        shape = self.piece_shape(leaf)
         across, along = self._grid(leaf)
         part, row = divmod(row, across)
         offset, length = self._index(leaf.name, part)[row * along + entry]
         content = self.files.read_range(_shard(leaf, part), int(offset), int(length))
-        body = self._checked(content, leaf, part)
-        raw = body if self._codec is None else self._codec.decode(body)
+        return self._decoded(self._checked(content, leaf, part), leaf)
+
+    def _decoded(self, body: bytes, leaf: Leaf) -> np.ndarray:
+        codec = self._codecs[leaf.name]
+        raw = body if codec is None else codec.decode(body)
         stored = np.frombuffer(raw, leaf.stored_dtype.newbyteorder("<"))
         native = stored.astype(leaf.stored_dtype, copy=False)
+        shape = self.piece_shape(leaf)
         return native.view(np.dtype(leaf.dtype)).reshape(*shape, *leaf.shape[1:])
+
+    def _read_leaf(
+        self, leaf: Leaf, start: int, stop: int, pool: ThreadPoolExecutor
+    ) -> np.ndarray:
+        """Rows `start … stop - 1`; inner chunks that lie together are read together."""
+        rows, entries = self.piece_shape(leaf)
+        across, along = self._grid(leaf)
+        shape = (stop - start, along * entries, *leaf.shape[1:])
+        out = np.empty(shape, np.dtype(leaf.dtype))
+        step = max(1, _RUN_BYTES // (_PIECE_BYTES * along))
+        codec = self._codecs[leaf.name]
+        in_place = codec is not None and sys.byteorder == "little"
+
+        def read_run(run: range) -> None:
+            part, first = divmod(run.start, across)
+            index = self._index(leaf.name, part)
+            index = index[first * along : (first + len(run)) * along].tolist()
+            begin, end = index[0][0], sum(index[-1])
+            name = _shard(leaf, part)
+            content = self.files.read_range(name, begin, end - begin)
+            for number, (offset, length) in enumerate(index):
+                row, entry = divmod(number, along)
+                at = offset - begin
+                body = self._checked(content, leaf, part, at, at + length)
+                low = (run.start + row) * rows
+                a, b = max(low, start), min(low + rows, stop)
+                target = out[a - start : b - start]
+                if b - a == rows and along == 1 and in_place:
+                    # Whole and in one piece: no copy in between.
+                    codec.decode(body, target.view(leaf.stored_dtype))
+                    continue
+                piece = self._decoded(body, leaf)[a - low : b - low]
+                target[:, entry * entries : (entry + 1) * entries] = piece
+
+        if leaf.nbytes:
+            numbers = range(start // rows, -(-stop // rows))
+            list(pool.map(read_run, _runs(numbers, across, step)))
+        whole = out[:, : leaf.length] if along * entries > leaf.length else out
+        return np.ascontiguousarray(whole).reshape(stop - start, *leaf.shape)
 
     def _grid(self, leaf: Leaf) -> tuple[int, int]:
         """Inner chunks of a shard, across its rows and along their first axis."""
@@ -111,17 +152,17 @@ class ZarrStore(AbstractStore):
 
     def _encode(
         self, leaf: Leaf, rows: np.ndarray, pool: ThreadPoolExecutor
-    ) -> Iterator[bytes]:
+    ) -> Iterator[Buffer]:
         """A shard in pieces; the next ones are encoded while one is written."""
         across, along = self._grid(leaf)
         size, entries = self.piece_shape(leaf)
         stored = np.ascontiguousarray(rows).view(leaf.stored_dtype)
         stored = stored.reshape(len(rows), leaf.length, *leaf.shape[1:])
         little = leaf.stored_dtype.newbyteorder("<")
-
+        codec = self._codecs[leaf.name]
         shape = size, entries, *map(_at_least_one, leaf.shape[1:])
 
-        def encode(number: int) -> bytes:
+        def encode(number: int) -> Buffer:
             row, entry = divmod(number, along)
             block = stored[
                 row * size : (row + 1) * size, entry * entries : (entry + 1) * entries
@@ -131,23 +172,25 @@ class ZarrStore(AbstractStore):
                 whole[tuple(map(slice, block.shape))] = block
                 block = whole
             block = np.ascontiguousarray(block, little)
-            return block.tobytes() if self._codec is None else self._codec.encode(block)
+            # The array itself where it can be, since fresh memory is dear.
+            return (
+                block.view(np.uint8).ravel() if codec is None else codec.encode(block)
+            )
 
-        def encode_share(share: range) -> tuple[list[int], bytes]:
+        def encode_share(share: range) -> list[Buffer]:
             bodies = [encode(number) for number in share]
             sums = [struct.pack("<I", self._crc32c(body)) for body in bodies]
-            pairs = zip(bodies, sums, strict=True)
-            return [len(x) + 4 for x in bodies], b"".join(chain.from_iterable(pairs))
+            return list(chain.from_iterable(zip(bodies, sums, strict=True)))
 
         count = across * along
-        # Some pieces to a task, since handing one over, or writing one, costs as much as
-        # encoding it; few enough that their bytes stay in a core's own cache.
+        # Some pieces to a task, since handing one over costs as much as encoding it; few
+        # enough that their bytes stay in a core's own cache.
         step = max(1, min(8, count // 16))
         shares = [range(i, min(i + step, count)) for i in range(0, count, step)]
         sizes: list[int] = []
-        for lengths, content in pool.map(encode_share, shares):
-            sizes += lengths
-            yield content
+        for content in pool.map(encode_share, shares):
+            sizes += [len(body) + 4 for body in content[::2]]
+            yield from content
         ends = np.cumsum(sizes)
         raw = np.stack([ends - sizes, sizes], axis=1).astype("<u8").tobytes()
         yield raw + struct.pack("<I", self._crc32c(raw))
@@ -160,9 +203,18 @@ class ZarrStore(AbstractStore):
         raw = self._checked(content, leaf, part)
         return np.frombuffer(raw, "<u8").reshape(-1, 2)
 
-    def _checked(self, content: bytes, leaf: Leaf, part: int) -> bytes:
-        body = content[:-4]
-        if content[-4:] != struct.pack("<I", self._crc32c(body)):
+    def _checked(
+        self,
+        content: bytes,
+        leaf: Leaf,
+        part: int,
+        begin: int = 0,
+        end: int | None = None,
+    ) -> bytes:
+        """What lies there without its checksum, which it is compared with."""
+        end = len(content) if end is None else end
+        body = content[begin : end - 4]
+        if content[end - 4 : end] != struct.pack("<I", self._crc32c(body)):
             start, stop = self.layout.rows(part)
             raise CacheDamaged(
                 f"Expected part {part} (rows {start} to {stop - 1}) as it was written, "
@@ -185,12 +237,22 @@ class ZarrStore(AbstractStore):
             dtype=leaf.stored_dtype,
             chunks=inner[:count],
             shards=shard[:count],
-            compressors=_codecs(zarr, self.layout.compression),
+            compressors=_codec_chain(zarr, _codec_name(self.layout, leaf)),
             fill_value=0,
             # All shards in one folder, which is made durable once.
             chunk_key_encoding={"name": "default", "separator": "."},
             overwrite=True,
         )
+
+
+def _runs(numbers: range, across: int, step: int) -> list[range]:
+    """Numbers cut into runs of one shard each, of some steps at most."""
+    runs, begin = [], numbers.start
+    while begin < numbers.stop:
+        end = min(begin + step, numbers.stop, (begin // across + 1) * across)
+        runs.append(range(begin, end))
+        begin = end
+    return runs
 
 
 def _piece_shape(layout: Layout, leaf: Leaf) -> tuple[int, int]:
@@ -207,9 +269,30 @@ def _piece_shape(layout: Layout, leaf: Leaf) -> tuple[int, int]:
     return min(divisors, key=lambda d: max(d / wanted, wanted / d)), entries
 
 
-def _codecs(zarr: Any, compression: str | None) -> list[Any]:
-    codecs = [] if compression is None else [
-        zarr.codecs.BloscCodec(cname=compression, clevel=1, shuffle="shuffle")
+def _codec_name(layout: Layout, leaf: Leaf) -> str | None:
+    """The blosc codec of a leaf.
+
+    By itself none for floating-point numbers: lz4 makes simulations in single precision
+    10 to 20 % smaller, and writing them takes eight times as long
+    (`benchmarks/data_codecs.py`). Integers and flags, such as masks, shrink.
+    """
+    if layout.compression != "auto":
+        return layout.compression
+    return "lz4" if np.dtype(leaf.dtype).kind in "biu" else None
+
+
+def _codec(layout: Layout, leaf: Leaf) -> Any:
+    name = _codec_name(layout, leaf)
+    if name is None:
+        return None
+    # Importing zarr's codec tells blosc to leave threads to us.
+    load("zarr.codecs")
+    return load("numcodecs.blosc").Blosc(name, clevel=1, shuffle=1)
+
+
+def _codec_chain(zarr: Any, name: str | None) -> list[Any]:
+    codecs = [] if name is None else [
+        zarr.codecs.BloscCodec(cname=name, clevel=1, shuffle="shuffle")
     ]  # fmt: skip
     return [*codecs, zarr.codecs.Crc32cCodec()]
 
