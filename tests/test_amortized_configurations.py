@@ -17,6 +17,7 @@ from tests.test_amortized_posterior import (
     draw_pairs,
     train,
 )
+from trainax_pk.amortized._mcmc import _starts
 
 pytestmark = pytest.mark.slow
 
@@ -245,6 +246,32 @@ def test_a_learned_likelihood_gives_the_conjugate_posterior_by_chains():
     )
     assert float(chains.r_hat.max()) < 1.05 and int(chains.num_divergent) == 0
     _assert_conjugate(chains.samples, x, 0.08)
+
+
+def test_chains_start_in_each_mode_as_its_mass_asks():
+    # x = |θ| + noise under a prior with 3 times the mass on one side.
+    class Lopsided(tx.data.AbstractPrior):
+        def sample(self, key):
+            side_key, key = jax.random.split(key)
+            sign = jnp.where(jax.random.bernoulli(side_key, 0.75), 1.0, -1.0)
+            return sign * (1 + jax.random.uniform(key, (1,)))
+
+        def log_prob(self, value):
+            return jnp.sum(jnp.log(jnp.where(value > 0, 0.75, 0.25)))
+
+        def bounds(self):
+            return jnp.array([-2.0]), jnp.array([2.0])
+
+    model = A.AmortizedLikelihood(
+        A.FullGaussian(1, 1, depth=0, key=KEY), prior=Lopsided(), shape=(1,)
+    )
+    evidence = lambda theta, x, mask: -50 * jnp.sum((jnp.abs(theta) - x) ** 2)  # noqa: E731
+    starts = _starts(
+        model, Lopsided(), evidence, jnp.array([1.5]), None, KEY, 200, 20_000
+    )
+    theta = jax.vmap(model.support.constrain)(starts)
+    assert abs(float(jnp.mean(theta > 0)) - 0.75) < 0.01
+    assert abs(float(jnp.mean(jnp.abs(theta))) - 1.5) < 0.02
 
 
 def test_independent_observations_add_up():

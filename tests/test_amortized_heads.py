@@ -10,6 +10,8 @@ import pytest
 
 import trainax_pk as tx
 from trainax_pk import _extras
+from trainax_pk.amortized._gaussian import unpack
+from trainax_pk.amortized._head import positive
 
 A = tx.amortized
 KEY = jax.random.key(3)
@@ -105,12 +107,51 @@ def test_gaussian_log_density_is_the_closed_form(name):
     assert np.abs(values - _normal(zs, mean, covariance)).max() < 1e-5
 
 
+def test_scales_and_correlations_of_a_full_gaussian_are_apart():
+    raw = jnp.array([0.3, -0.2, -6.0, 2.0, 1.5])
+    mean, factor = unpack(raw, 2)
+    std = np.asarray(positive(raw[2:4]))
+    assert np.allclose(mean, raw[:2])
+    # The same correlation whatever the scales, which may be tiny.
+    other = np.asarray(unpack(raw.at[2].set(0.0), 2)[1])
+    correlations = []
+    for p in (np.asarray(factor), other):
+        covariance = np.linalg.inv(p.T @ p)
+        deviations = np.sqrt(np.diag(covariance))
+        correlations.append(covariance[0, 1] / deviations.prod())
+    assert std[0] < 0.005
+    assert np.allclose(np.diag(factor), 1 / std)
+    assert np.isclose(*correlations) and np.isclose(
+        correlations[0], -1.5 / np.sqrt(3.25)
+    )
+
+
 def test_low_rank_closed_form_in_many_dimensions():
     head = A.LowRankGaussian(12, 3, rank=3, key=KEY)
     zs = np.random.default_rng(1).normal(size=(5, 12))
     mean, covariance = _jit(lambda: head.mean_and_covariance(FEATURES))()
     values = _jit(jax.vmap(lambda z: head.log_prob(z, FEATURES)))(zs)
     assert np.abs(values - _normal(zs, mean, covariance)).max() < 1e-5
+
+
+def test_low_rank_density_is_never_above_the_truth_for_rounding():
+    head = A.LowRankGaussian(12, 3, rank=3, key=KEY)
+    last = head.network.layers[-1]
+    # σ near 1e-5 beside columns of U near 1: the square of z / σ is near 1e10.
+    bias = last.bias.at[12:24].set(-11.0).astype(jnp.float32)
+    head = eqx.tree_at(lambda h: h.network.layers[-1].bias, head, bias)
+    head = jax.tree.map(
+        lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, head
+    )
+    zs = np.random.default_rng(1).normal(size=(50, 12))
+    single = jax.vmap(lambda z: head.log_prob(z, FEATURES.astype(jnp.float32)))(
+        zs.astype(np.float32)
+    )
+    exact = jax.tree.map(
+        lambda x: x.astype(jnp.float64) if eqx.is_inexact_array(x) else x, head
+    )
+    double = jax.vmap(lambda z: exact.log_prob(z, FEATURES))(zs)
+    assert np.all(single <= double + 1e-4 * np.abs(double))
 
 
 def test_a_mixture_of_equal_components_is_one_gaussian():

@@ -132,6 +132,20 @@ def test_bijection_inverts_and_its_determinant_is_that_of_autodiff():
     assert jnp.isfinite(support.unconstrain(jnp.array([0.0, 3.0, -1.0, 0.0]))[1])
 
 
+def test_between_bounds_parameters_condition_as_evenly_as_they_were_drawn():
+    support = A.Support(
+        jnp.array([2.0, 0.0, -jnp.inf]), jnp.array([10.0, jnp.inf, jnp.inf])
+    )
+    rng = np.random.default_rng(0)
+    theta = np.stack([rng.uniform(2, 10, 4000), rng.gamma(2, size=4000),
+                      rng.normal(size=4000)], axis=1)  # fmt: skip
+    z = jax.vmap(lambda t: support.unconstrain(t)[0])(theta)
+    level = np.asarray(jax.vmap(support.level)(theta, z))
+    assert np.allclose(level[:, 0], np.sqrt(12) * (theta[:, 0] - 6) / 8)
+    assert abs(level[:, 0].std() - 1) < 0.03
+    assert np.array_equal(level[:, 1:], np.asarray(z)[:, 1:])
+
+
 def test_density_with_bounds_integrates_to_one():
     model = A.AmortizedPosterior(
         A.IdentityEncoder(1),

@@ -143,9 +143,8 @@ class FullGaussian(AbstractHead):
         """
         self.dim, self.num_features = check_count("dim", dim), num_features
         outputs = dim * (dim + 3) // 2
-        self.network = make_network(
-            num_features, outputs, width, depth, activation, key
-        )
+        network = make_network(num_features, outputs, width, depth, activation, key)
+        self.network = calm(network, np.arange(outputs) >= dim)
 
     def mean_and_factor(
         self, features: Float[Array, " f"]
@@ -252,16 +251,17 @@ class LowRankGaussian(AbstractHead):
     ) -> Float[Array, ""]:
         """log N(z; μ, diag σ² + U Uᵀ)."""
         mean, std, factor = self.parameters(features)
-        # With W = U / σ and C = I + WᵀW: the inverse of I + WWᵀ is I − W C⁻¹ Wᵀ, and its
-        # determinant that of C.
+        # With W = U / σ and C = I + WᵀW, whose determinant is that of I + WWᵀ: the square
+        # wᵀ (I + WWᵀ)⁻¹ w is |w − W b|² + |b|² at b = C⁻¹ Wᵀ w, which is where that is
+        # least. As wᵀw − wᵀW b it would cancel, and where σ is small training finds the
+        # weights whose rounding looks likely; as a sum of squares it only errs upward.
         white, scaled = (z - mean) / std, factor / std[:, None]
         small = jnp.eye(self.rank, dtype=z.dtype) + scaled.T @ scaled
         cholesky = jnp.linalg.cholesky(small)
-        explained = jax.scipy.linalg.solve_triangular(
-            cholesky, scaled.T @ white, lower=True
-        )
+        latent = jax.scipy.linalg.cho_solve((cholesky, True), scaled.T @ white)
         log_det = jnp.sum(jnp.log(std)) + jnp.sum(jnp.log(jnp.diagonal(cholesky)))
-        return standard_normal(white) + 0.5 * jnp.sum(explained**2) - log_det
+        square = 0.5 * jnp.sum(latent**2)
+        return standard_normal(white - scaled @ latent) - square - log_det
 
     def sample(
         self, key: PRNGKeyArray, features: Float[Array, " f"]
@@ -280,11 +280,33 @@ def standard_normal(white: Float[Array, " d"]) -> Float[Array, ""]:
 def unpack(
     raw: Float[Array, " n"], dim: int
 ) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
-    """Mean and lower triangular factor of d (d + 3) / 2 numbers."""
+    """Mean and lower triangular factor P of d (d + 3) / 2 numbers.
+
+    P = C diag(1 / σ) with ones on C's diagonal: correlations are learned apart from scales,
+    and a σ of any size is as near as its logarithm. A diagonal of P that were itself made
+    positive would have to grow linearly to 1 / σ, which takes as many updates.
+    """
     mean, diagonal, lower = jnp.split(raw, [dim, 2 * dim])
     rows, columns = np.tril_indices(dim, -1)
-    factor = jnp.diag(positive(diagonal)).at[rows, columns].set(lower)
-    return mean, factor
+    mixing = jnp.eye(dim, dtype=raw.dtype).at[rows, columns].set(lower)
+    return mean, mixing / positive(diagonal)[None]
+
+
+def calm(network: eqx.nn.MLP, outputs: np.ndarray) -> eqx.nn.MLP:
+    """The same with the first weights of some outputs a tenth as large.
+
+    A σ that begins tiny for some features makes squares there so large that Adam's step
+    stays small for thousands of updates.
+    """
+    scale = np.where(outputs, 0.1, 1.0)
+    last = network.layers[-1]
+    weights = (
+        last.weight * scale[:, None].astype(last.weight.dtype),
+        last.bias * (scale.astype(last.bias.dtype)),
+    )
+    return eqx.tree_at(
+        lambda n: (n.layers[-1].weight, n.layers[-1].bias), network, weights
+    )
 
 
 def full_log_prob(

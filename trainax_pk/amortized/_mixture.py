@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from trainax_pk._tree import check_count
-from trainax_pk.amortized._gaussian import full_log_prob, full_sample, unpack
+from trainax_pk.amortized._gaussian import calm, full_log_prob, full_sample, unpack
 from trainax_pk.amortized._head import AbstractHead, make_network
 
 
@@ -64,10 +65,10 @@ class GaussianMixture(AbstractHead):
         """
         self.dim, self.num_features = check_count("dim", dim), num_features
         self.num_components = check_count("num_components", num_components)
-        outputs = num_components * (1 + dim * (dim + 3) // 2)
-        self.network = make_network(
-            num_features, outputs, width, depth, activation, key
-        )
+        each = 1 + dim * (dim + 3) // 2
+        outputs = num_components * each
+        network = make_network(num_features, outputs, width, depth, activation, key)
+        self.network = calm(network, np.arange(outputs) % each > dim)
 
     def components(
         self, features: Float[Array, " f"]
