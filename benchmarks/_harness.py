@@ -22,14 +22,21 @@ _PACKAGES = ("jax", "jaxlib", "equinox", "optax", "trainax", "apebench", "pdequi
 
 
 def interleaved(
-    runs: dict[str, Callable[[], Any]], *, rounds: int = 5
+    runs: dict[str, Callable[[], Any]],
+    *,
+    rounds: int = 5,
+    before: Callable[[], Any] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Seconds of each run, one after another in every round; all warmed up before."""
+    """Seconds of each run, one after another in every round; all warmed up before.
+
+    What is done `before` each of them is not in its time.
+    """
     for run in runs.values():
         jax.block_until_ready(run())
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
+            before()
             began = time.perf_counter()
             jax.block_until_ready(run())
             seconds[name].append(time.perf_counter() - began)

@@ -14,7 +14,7 @@ ROOT = Path(trainax_pk.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # Bottom to top. A file imports from layers below it, or from its own layer.
 LAYERS = [
-    {"_types", "_files", "_extras", "_signals"},
+    {"_types", "_files", "_lock", "_extras", "_signals"},
     {"_tree", "_fourier", "loss", "metrics", "sample_data"},
     {"_batch"},
     {"adjoint"},
@@ -30,7 +30,8 @@ LAYERS = [
     {"__main__"},
 ]
 # Neighbours of one layer that do import each other, in this direction alone.
-WITHIN = {("_rollout", "_stepper"), ("loss", "_fourier"), ("metrics", "_fourier"),
+WITHIN = {("_rollout", "_stepper"), ("_files", "_lock"),
+          ("loss", "_fourier"), ("metrics", "_fourier"),
           ("loss", "_tree"), ("metrics", "_tree"), ("sample_data", "_tree")}  # fmt: skip
 NAMESPACES = [
     "adjoint", "amortized", "callback", "checkpoint", "configuration", "data", "engine",

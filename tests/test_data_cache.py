@@ -34,6 +34,7 @@ from trainax_pk.data import (
     StepperModel,
 )
 from trainax_pk.data._cache_manifest import make_leaves
+from trainax_pk.data._cache_parts import _own
 from trainax_pk.data._items import as_items
 from trainax_pk.data._tfrecord_store import masked_crc32c
 from trainax_pk.data._zarr_store import ZarrStore
@@ -780,6 +781,27 @@ def test_a_cache_of_another_source_is_refused(tmp_path):
 
 
 # Formats as others read them
+
+
+def test_rows_that_nobody_can_write_to_are_not_copied():
+    mine = np.arange(12.0).reshape(4, 3)
+    frozen = mine.copy()
+    frozen.flags.writeable = False
+    bound = mine.view()
+    bound.flags.writeable = False
+    simulated = np.asarray(jnp.ones((4, 3)))
+    for x, copied in [
+        (mine, True),
+        (bound[1:], True),
+        (np.frombuffer(bytearray(8), "f8"), True),
+        (np.frombuffer(memoryview(bytearray(8)).toreadonly(), "f8"), True),
+        (frozen[1:3], False),
+        (np.frombuffer(bytes(8), "f8"), False),
+        (simulated[2:], False),
+    ]:
+        own = _own(x)
+        np.testing.assert_array_equal(own, x)
+        assert np.shares_memory(own, x) is not copied
 
 
 def codecs_of(cached, name):

@@ -20,7 +20,7 @@ import pytest
 import trainax_pk as tx
 from tests._programs import compilation_cache
 from trainax_pk import _signals
-from trainax_pk._files import hold_lock
+from trainax_pk._lock import hold_lock
 from trainax_pk.callback import _evaluate
 from trainax_pk.checkpoint import (
     CheckpointDamaged,

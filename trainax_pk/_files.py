@@ -1,4 +1,4 @@
-"""Files that survive: durable writes, checksums, sealed notes, and locks."""
+"""Files that survive: durable writes, checksums and sealed notes."""
 
 import abc
 import contextlib
@@ -6,17 +6,13 @@ import itertools
 import json
 import os
 import shutil
-import socket
-import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from trainax_pk._lock import hold_lock
 
 _PIECE = 2**22
 # Pieces of a file that are written by one call.
@@ -47,6 +43,13 @@ class AbstractFiles(abc.ABC):
     @abc.abstractmethod
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """Bytes of a file from `start` on, counted from its end if negative."""
+
+    @abc.abstractmethod
+    def read_into(self, name: str, start: int, buffers: list[Any]) -> None:
+        """Fills arrays of bytes, one after another, with a file's bytes from `start` on.
+
+        Where the file ends before, what is left of them is not touched.
+        """
 
     @abc.abstractmethod
     def write(
@@ -115,6 +118,17 @@ class LocalFiles(AbstractFiles):
         finally:
             os.close(descriptor)
 
+    def read_into(self, name: str, start: int, buffers: list[Any]) -> None:
+        if not hasattr(os, "preadv"):  # Windows
+            length = sum(map(len, buffers))
+            scatter(self.read_range(name, start, length), buffers)
+            return
+        descriptor = os.open(f"{self._prefix}{name}", os.O_RDONLY)
+        try:
+            os.preadv(descriptor, buffers, start)
+        finally:
+            os.close(descriptor)
+
     def write(
         self, name: str, content: bytes | Iterable[bytes], *, durable: bool = True
     ) -> None:
@@ -123,8 +137,10 @@ class LocalFiles(AbstractFiles):
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("wb", buffering=0) as file:
-                pieces = [content] if isinstance(content, bytes) else content
-                _write_pieces(file.fileno(), iter(pieces))
+                if isinstance(content, bytes):
+                    _write_all(file.fileno(), [content])
+                else:
+                    _write_pieces(file.fileno(), iter(content))
                 if durable:
                     os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -219,36 +235,6 @@ class LocalFiles(AbstractFiles):
             yield
 
 
-@contextlib.contextmanager
-def hold_lock(path: Path, timeout: float, what: str, remedy: str) -> Iterator[None]:
-    """Holds a lock file that no second process can hold.
-
-    The kernel lets go of it when the process ends, however it ends: a lock file that was
-    left behind holds nobody up. Its content is for people.
-
-    Args:
-        path: The file; made where there is none, and left there.
-        timeout: Seconds to wait for another holder.
-        what: What is locked, for the message.
-        remedy: What to do, for the message.
-
-    Raises:
-        TimeoutError: Another process holds it.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        _acquire(descriptor, path, timeout, what, remedy)
-        holder = {"pid": os.getpid(), "host": socket.gethostname()}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-        yield
-    finally:
-        # Closing alone would leave it to a child that was forked meanwhile.
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
-
-
 def make_folder(folder: Path) -> None:
     """Makes a folder and those above it, durably."""
     missing = [p for p in (folder, *folder.parents) if not p.exists()]
@@ -283,6 +269,15 @@ def unseal(content: bytes) -> dict[str, Any] | None:
     return value if seal(value) == content else None
 
 
+def scatter(content: bytes, buffers: list[Any]) -> None:
+    """Fills arrays of bytes, one after another, as far as the content goes."""
+    at = 0
+    for buffer in buffers:
+        piece = content[at : at + len(buffer)]
+        memoryview(buffer)[: len(piece)] = piece
+        at += len(piece)
+
+
 def _write_joined(descriptor: int, group: list[bytes]) -> int:
     return os.write(descriptor, b"".join(group))
 
@@ -291,14 +286,28 @@ _writev = getattr(os, "writev", _write_joined)  # not on Windows
 
 
 def _write_pieces(descriptor: int, pieces: Iterator[bytes]) -> None:
-    """Writes pieces one after another, many by one call and without joining them."""
-    while group := list(itertools.islice(pieces, _GATHERED)):
-        written = _writev(descriptor, group)
-        if written < sum(map(len, group)):
-            # A disk that fills up takes a part, and tells why at the next call.
-            rest = memoryview(b"".join(group))[written:]
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
+    """Writes pieces one after another, many by one call and without joining them.
+
+    While the kernel writes some, the next are made by another thread.
+    """
+
+    def take() -> list[bytes]:
+        return list(itertools.islice(pieces, _GATHERED))
+
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(take)
+        while group := coming.result():
+            coming = ahead.submit(take)
+            _write_all(descriptor, group)
+
+
+def _write_all(descriptor: int, group: list[bytes]) -> None:
+    written = _writev(descriptor, group)
+    if written < sum(map(len, group)):
+        # A disk that fills up takes a part, and tells why at the next call.
+        rest = memoryview(b"".join(group))[written:]
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
 
 
 def read_sealed(files: AbstractFiles, name: str) -> dict[str, Any] | None:
@@ -352,29 +361,6 @@ def find_damages(
             yield f"{name} has {found} bytes, {size} were written"
         elif full and files.checksum(name) != checksum:
             yield f"{name} has another checksum than what was written"
-
-
-def _acquire(
-    descriptor: int, path: Path, timeout: float, what: str, remedy: str
-) -> None:
-    if fcntl is None:
-        raise OSError(
-            "no lock of this system ends with its process; write where fcntl is "
-            "available"
-        )
-    end = time.monotonic() + timeout
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() >= end:
-                holder = os.pread(descriptor, 4096, 0).decode(errors="replace")
-                raise TimeoutError(
-                    f"Expected no other writer of {what}, got one that holds "
-                    f"{path}: {holder or 'unknown'}. {remedy}"
-                ) from None
-            time.sleep(0.05)
 
 
 def _canonical(value: dict[str, Any]) -> bytes:

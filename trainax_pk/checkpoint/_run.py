@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
-from trainax_pk._files import hold_lock
+from trainax_pk._lock import hold_lock
 from trainax_pk._signals import Interrupts
 from trainax_pk.checkpoint._arrays import compare_leaves
 from trainax_pk.checkpoint._identity import Identity, check_unchanged

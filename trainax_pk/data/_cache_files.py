@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainax_pk._extras import load
-from trainax_pk._files import AbstractFiles, Checksum, LocalFiles
+from trainax_pk._files import AbstractFiles, Checksum, LocalFiles, scatter
 
 
 class RemoteFiles(AbstractFiles):
@@ -31,6 +31,9 @@ class RemoteFiles(AbstractFiles):
     def read_range(self, name: str, start: int, length: int) -> bytes:
         end = start + length or None
         return self._fs.cat_file(self._path(name), start=start, end=end)
+
+    def read_into(self, name: str, start: int, buffers: list[Any]) -> None:
+        scatter(self.read_range(name, start, sum(map(len, buffers))), buffers)
 
     def write(
         self, name: str, content: bytes | Iterable[bytes], *, durable: bool = True

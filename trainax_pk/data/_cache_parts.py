@@ -76,5 +76,17 @@ class PartReader:
 
 
 def _own(x: Any) -> np.ndarray:
-    """An array that its source cannot write to again; JAX's are never written to."""
-    return np.asarray(x) if isinstance(x, jax.Array) else np.array(x, order="K")
+    """An array that its source cannot write to again, as nobody can to JAX's."""
+    if isinstance(x, jax.Array) or _is_frozen(x):
+        return np.asarray(x)
+    return np.array(x, order="K")
+
+
+def _is_frozen(x: Any) -> bool:
+    """Whether neither an array nor what it is a view of can be written to."""
+    while isinstance(x, np.ndarray) and not x.flags.writeable:
+        owner = x.base.obj if isinstance(x.base, memoryview) else x.base
+        if owner is None or isinstance(owner, bytes | jax.Array):
+            return True
+        x = owner
+    return False
