@@ -203,7 +203,8 @@ def main() -> None:
         "amortized_lorenz",
         "Amortized smoothing of Lorenz-63 windows",
         f"{arguments.pairs} simulated windows, at most {arguments.updates} updates of "
-        f"256; {NUM_TEST} fresh windows.\n\n" + body,
+        f"256; {NUM_TEST} fresh windows. vardax's figures are those of its notebook, which "
+        "trains on 9600 overlapping windows of one trajectory.\n\n" + body,
     )
 
 
