@@ -1,8 +1,10 @@
 """Settings under which every test runs: double precision, no silent broadcasting."""
 
+import atexit
 import gc
 import itertools
 import os
+import tempfile
 from pathlib import Path
 
 # Before jax is imported: several "devices" on one CPU, for the sharding tests.
@@ -12,6 +14,14 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 # code that runs once. What XLA makes of a program before that is untouched. The second
 # run of .ci/run sets this to 0: there programs are compiled as users have them.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Many tests compile the same small programs, and so do the processes that they start:
+# whoever comes second reads them from a folder that lives as long as this run of pytest.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _programs = tempfile.TemporaryDirectory(prefix="trainax_pk_programs_")
+    atexit.register(_programs.cleanup)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 

@@ -11,20 +11,12 @@ import optax
 import pytest
 
 import trainax_pk as tx
-from tests._programs import compilation_cache
 from trainax_pk.checkpoint import Policy
 from trainax_pk.evaluation import EarlyStopping, Monitor, Progress
 
 DATA = jax.random.normal(jax.random.key(0), (4, 9, 3))
 HELD_OUT = jax.random.normal(jax.random.key(9), (2, 6, 3))
 KEY = jax.random.key(5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _programs(tmp_path_factory):
-    """Equal programs are compiled once."""
-    with compilation_cache(tmp_path_factory.mktemp("programs")):
-        yield
 
 
 def linear():

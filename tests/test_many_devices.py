@@ -9,19 +9,11 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import trainax_pk as tx
-from tests._programs import compilation_cache
 from trainax_pk.checkpoint import Policy, Segment
 
 DATA = jax.random.normal(jax.random.key(0), (4, 9, 1, 12))
 KEY = jax.random.key(5)
 TOTAL = 24
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _programs(tmp_path_factory):
-    """Equal programs are compiled once."""
-    with compilation_cache(tmp_path_factory.mktemp("programs")):
-        yield
 
 
 def conv():

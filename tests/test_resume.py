@@ -18,7 +18,6 @@ import optax
 import pytest
 
 import trainax_pk as tx
-from tests._programs import compilation_cache
 from trainax_pk import _signals
 from trainax_pk._lock import hold_lock
 from trainax_pk.callback import _evaluate
@@ -34,13 +33,6 @@ DATA = jax.random.normal(jax.random.key(0), (4, 9, 3))
 KEY = jax.random.key(5)
 OFTEN = Policy(every_seconds=None, every_steps=7)
 TOTAL = 41
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _programs(tmp_path_factory):
-    """Equal programs are compiled once."""
-    with compilation_cache(tmp_path_factory.mktemp("programs")):
-        yield
 
 
 def mlp(width=8, key=jax.random.key(1)):

@@ -10,19 +10,11 @@ import optax
 import pytest
 
 import trainax_pk as tx
-from tests._programs import compilation_cache
 from trainax_pk.checkpoint import Start
 
 DATA = jax.random.normal(jax.random.key(0), (4, 9, 3))
 KEY = jax.random.key(5)
 DECAYS = (0.5, 0.9)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _programs(tmp_path_factory):
-    """Equal programs are compiled once."""
-    with compilation_cache(tmp_path_factory.mktemp("programs")):
-        yield
 
 
 def mlp(width=8, key=jax.random.key(1)):

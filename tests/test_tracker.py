@@ -14,7 +14,6 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 import trainax_pk as tx
-from tests._programs import compilation_cache
 from trainax_pk import _extras
 from trainax_pk.checkpoint import read_metrics
 from trainax_pk.tracker import (
@@ -27,13 +26,6 @@ from trainax_pk.tracker import (
 from trainax_pk.tracker._queue import Tracking
 
 DATA = jax.random.normal(jax.random.key(0), (4, 9, 3))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _programs(tmp_path_factory):
-    """Equal programs are compiled once."""
-    with compilation_cache(tmp_path_factory.mktemp("programs")):
-        yield
 
 
 class Recorder(AbstractTracker):
