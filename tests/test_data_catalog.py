@@ -330,3 +330,17 @@ def test_options_of_a_dataset_are_checked(folder, tmp_path):
             make(folder, **options)
     with pytest.raises(ValueError, match="`preprocess` to be callable"):
         CatalogDataset(Catalog(folder / "table.csv"), ["t"], None, target)
+
+
+def test_a_file_that_changes_after_its_hash_is_refused(tmp_path):
+    names = [write(tmp_path, i, "npz") for i in range(4)]
+    Path(tmp_path, "table.csv").write_text("path,year\n" + "".join(
+        f"{name},{2000 + i}\n" for i, name in enumerate(names)
+    ))  # fmt: skip
+    dataset = make(tmp_path)
+    cached = CachedDataset(dataset, tmp_path / "cache", chunk_size=2)
+    np.savez(tmp_path / "2.npz", t=field(7), u=field(7))
+    with pytest.raises(ValueError, match=r"row 2 .*2\.npz.* got a changed one"):
+        cached.generate()
+    again = CachedDataset(make(tmp_path), tmp_path / "cache", chunk_size=2)
+    np.testing.assert_array_equal(again[2][0]["x"][0], field(7))

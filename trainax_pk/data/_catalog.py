@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ class CatalogDataset:
         self._files: collections.OrderedDict[int, dict[str, Variable]] = (
             collections.OrderedDict()
         )
+        self._stamps: dict[int, tuple[int, int]] = {}
         if not self.variables:
             raise ValueError("Expected `variables` to name arrays, got none.")
         self._shapes = self._check_rows()
@@ -142,9 +144,11 @@ class CatalogDataset:
     def content_hash(self) -> str:
         """SHA-256 of rows, query, files (sizes and checksums), patches and code.
 
-        Reads every file once.
+        Reads every file once. From then on, a file that is changed is refused.
         """
-        files = [fingerprint(self.catalog.path(int(i))) for i in self._rows]
+        paths = {int(i): self.catalog.path(int(i)) for i in self._rows}
+        self._stamps |= {i: _stamp(path) for i, path in paths.items()}
+        files = [fingerprint(path) for path in paths.values()]
         rows = [self.catalog[int(i)] for i in self._rows]
         return hash_content(
             "CatalogDataset",
@@ -208,6 +212,11 @@ class CatalogDataset:
         number, patch = divmod(i, self.num_patches)
         row = int(self._rows[number])
         blocks = {n: self._cut(v, row, patch) for n, v in self._open(row).items()}
+        if row in self._stamps and _stamp(self.catalog.path(row)) != self._stamps[row]:
+            raise ValueError(
+                f"Expected the file of {_name(row, self.catalog[row])} as it was when "
+                "content_hash() read it, got a changed one. Build the dataset again."
+            )
         return self.preprocess(blocks), self.target_op(blocks, self.catalog[row])
 
     def _cut(self, variable: Variable, row: int, patch: int) -> np.ndarray:
@@ -255,6 +264,12 @@ def _check_shares(shares: Sequence[float]) -> tuple[float, ...]:
             f"Expected `shares` to be three fractions >= 0 with sum 1, got {shares!r}."
         )
     return tuple(float(s) for s in shares)
+
+
+def _stamp(path: str | Path) -> tuple[int, int]:
+    """What changes with a file; of a folder, with the files in it that are replaced."""
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
 
 
 def _name(i: int, row: Row) -> str:
