@@ -22,6 +22,7 @@ from pathlib import Path
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import zarr
@@ -140,9 +141,8 @@ def _stored(num_samples, rounds):
     """Rows of the table for trajectories of so many samples."""
     model, prior, _, _ = lorenz()
     dataset = tx.data.SimulationDataset(model, prior, num_samples, num_steps=200)
-    array = np.array(dataset[:][1])
-    # As simulations are; what its source could write to again is copied first.
-    array.flags.writeable = False
+    # Of JAX, as simulations are; what its source could write to is copied first.
+    array = np.asarray(jnp.asarray(dataset[:][1]))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cached = tx.data.CachedDataset(InMemory(array), folder / "cache")

@@ -480,6 +480,40 @@ def test_a_deaf_main_thread_is_not_waited_for(tmp_path, monkeypatch):
     assert note.read_text() == "yes"
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+def test_a_third_signal_ends_a_deaf_process_at_once():
+    pid = os.fork()
+    if pid == 0:
+        with Interrupts():
+            # The other thread is interrupted, this one hears nothing.
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            time.sleep(60)
+        os._exit(0)
+    time.sleep(0.5)
+    for _ in range(3):
+        os.kill(pid, signal.SIGINT)
+        time.sleep(0.2)
+    began = time.monotonic()
+    os.waitpid(pid, 0)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_others_keep_among_checkpoints_is_left_alone(kind, tmp_path):
+    store = Store(tmp_path)
+    store.write(1, arrays(1), {})
+    other = tmp_path / ".DS_Store"
+    other.mkdir() if kind == "folder" else other.write_text("x")
+    (tmp_path / ".000000000002.writing").mkdir()
+    store.tidy()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".DS_Store", "000000000001"]
+    store.write(3, arrays(3), {})
+    (tmp_path / "000000000003/manifest.json").unlink()
+    (tmp_path / "000000000003/manifest.json").mkdir()
+    with pytest.warns(RuntimeWarning, match="cannot be read"):
+        assert store.newest().step == 1
+
+
 def test_who_listens_already_is_left_alone():
     reader, writer = os.pipe()
     os.set_blocking(writer, False)

@@ -64,6 +64,12 @@ RULES = {
         (1, 3, "in 1"),
     ),
     "finite": (EarlyStopping("x"), [2, NAN, 1], (0, 2, "is nan")),
+    "infinite": (EarlyStopping("x"), [2, -math.inf, 1], (0, 2, "is -inf")),
+    "infinite, max": (
+        EarlyStopping(Monitor("x", mode="max"), check_finite=False),
+        [2, math.inf, 3],
+        (2, None, ""),
+    ),
     "not finite": (EarlyStopping("x", check_finite=False), [2, NAN, 1], (2, None, "")),
     "reached": (
         EarlyStopping("x", stopping_threshold=1.0),
@@ -143,6 +149,27 @@ def test_early_stopping_returns_the_best_model(tmp_path):
     assert events[-1]["reason"] == "no improvement in 3 evaluations"
     steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
     assert steps == [10, 25]
+
+
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_training_may_end_before_its_first_update(in_folder, tmp_path):
+    options = {"run_dir": tmp_path} if in_folder else {}
+    rule = EarlyStopping("score", stopping_threshold=1.0)
+    trainer = make([scripted([0.5])], early_stopping=rule)
+    for _ in range(2):
+        model, history = trainer(linear(), key=KEY, **options)
+        assert eqx.tree_equal(model, linear())
+        assert history.loss.shape == history.grad_norm.shape == (0,)
+        assert history.best == {"score": (0, 0.5)}
+
+
+def test_a_monitor_of_what_a_callback_does_not_report_is_refused():
+    metrics = {"nrmse": tx.metrics.nrmse_per_lead_time}
+    rolled = tx.callback.RolloutMetrics(HELD_OUT, metrics, every=5)
+    for name in ("rollout", "rollout['mse']"):
+        trainer = make([rolled], early_stopping=EarlyStopping(name))
+        with pytest.raises(ValueError, match=r"rollout\['nrmse'\]"):
+            trainer(linear(), key=KEY)
 
 
 def test_the_last_model_may_be_asked_for():

@@ -113,8 +113,23 @@ def sha(history):
 
 
 # name -> (model, options of the trainer)
+class Scaled(eqx.Module):
+    """A network with a parameter that has no axis."""
+
+    linear: eqx.Module
+    scale: jax.Array
+
+    def __call__(self, u):
+        return self.scale * self.linear(u)
+
+
+def scaled():
+    return Scaled(linear(), jnp.asarray(0.9))
+
+
 RUNS = {
     "plain": (linear, {}),
+    "average of a scalar": (scaled, {"ema_decay": 0.9}),
     "dropout": (dropped, {}),
     "layers with state": (normed, {}),
     "average, accumulation, schedule": (
@@ -412,6 +427,23 @@ def test_a_signal_is_heard_between_the_batches_of_an_evaluation(tmp_path, monkey
     windows = tx.data.Windows(DATA, 1)[:]
     expected, _ = tx.make_eval_step(one)(alone.state, windows)
     np.testing.assert_allclose(records[0][-1], expected, rtol=1e-12)
+
+
+def test_snapshots_that_hold_keys_go_on(tmp_path):
+    class Keyed(eqx.Module):
+        linear: eqx.Module
+        key: jax.Array
+
+        def __call__(self, u):
+            return self.linear(u)
+
+    trainer = make(callbacks=[tx.callback.GetNetwork(10)])
+    keyed = Keyed(linear(), jax.random.key(3))
+    _, first = trainer(keyed, key=KEY, run_dir=tmp_path)
+    _, again = trainer(keyed, key=KEY, run_dir=tmp_path)
+    one, other = (h.records["network"] for h in (first, again))
+    assert one.steps == other.steps
+    assert eqx.tree_equal(one.at(2), other.at(2))
 
 
 def test_a_signal_is_heard_between_the_batches_of_rollouts(tmp_path, monkeypatch):

@@ -41,7 +41,7 @@ def other(tmp_path_factory):
     return folder, history.state
 
 
-def begin(start, model=None, trainer=None, **options):
+def begin(start, model=None, trainer=None, settings=None, **options):
     """The state before the first update, as a callback sees it, and the match."""
     seen = []
 
@@ -52,7 +52,7 @@ def begin(start, model=None, trainer=None, **options):
         def __call__(self, context):
             seen.append(context.state)
 
-    trainer = trainer or make(1, callbacks=[Look()])
+    trainer = trainer or make(1, callbacks=[Look()], **(settings or {}))
     model = mlp(key=jax.random.key(9)) if model is None else model
     _, history = trainer(model, key=jax.random.key(8), start=start, **options)
     return seen[0], history.start
@@ -134,6 +134,25 @@ def test_what_does_not_fit_is_refused_or_listed(other, tmp_path):
     assert events[1]["event"] == "taken over" and events[1]["of_step"] == 12
     assert events[1]["matched"] == list(match.matched)
     assert events[1]["missing"] == list(match.missing)
+
+
+def test_what_was_trained_may_be_frozen_now(other):
+    folder, state = other
+    frozen = jax.tree.map(eqx.is_inexact_array, mlp())
+    frozen = eqx.tree_at(
+        lambda m: (m.layers[0].weight, m.layers[0].bias), frozen, (False, False)
+    )
+    begun, match = begin(Start(folder), settings={"trainable": frozen})
+    assert not match.missing and not match.unused
+    assert same(begun.model, state.model)
+
+
+def test_averages_that_were_not_there_begin_at_the_weights(tmp_path):
+    make(ema_decay=0.5)(mlp(), key=KEY, run_dir=tmp_path / "one")
+    begun, match = begin(Start(tmp_path / "one", ema=True, partial=True))
+    assert any("more_ema" in p for p in match.missing)
+    assert same(begun.more_ema[0], begun.params)
+    assert not same(begun.ema, begun.params)
 
 
 def test_a_run_that_goes_on_takes_nothing_over(other, tmp_path):

@@ -119,6 +119,31 @@ def read_events(folder):
     return scalars
 
 
+def test_several_that_hang_cost_no_more_than_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(_queue, "_PATIENCE", 1.0)
+    hang = threading.Event()
+    with pytest.warns(RuntimeWarning, match="had not ended"):
+        began = time.monotonic()
+        train(tmp_path, [Recorder(hang=hang) for _ in range(4)])
+    tracking = Tracking([Recorder(hang=hang) for _ in range(4)])
+    tracking.open(tmp_path)
+    tracking.log(1, {})
+    began = time.monotonic()
+    with pytest.warns(RuntimeWarning, match="had not ended"):
+        tracking.close()
+    assert time.monotonic() - began < 2.0
+    hang.set()
+
+
+def test_one_that_exits_ends_alone(tmp_path):
+    class Exits(Recorder):
+        def log(self, step, values):
+            raise SystemExit(1)
+
+    with pytest.warns(RuntimeWarning, match="SystemExit"):
+        train(tmp_path, [Exits()])
+
+
 def test_tensorboard_reads_what_is_written(tmp_path):
     train(tmp_path, [TensorBoard()])
     scalars = read_events(tmp_path / "tensorboard")

@@ -45,10 +45,10 @@ class AbstractFiles(abc.ABC):
         """Bytes of a file from `start` on, counted from its end if negative."""
 
     @abc.abstractmethod
-    def read_into(self, name: str, start: int, buffers: list[Any]) -> None:
+    def read_into(self, name: str, start: int, buffers: list[Any]) -> int:
         """Fills arrays of bytes, one after another, with a file's bytes from `start` on.
 
-        Where the file ends before, what is left of them is not touched.
+        Returns how many there were: fewer than there is room for where the file ends.
         """
 
     @abc.abstractmethod
@@ -118,14 +118,13 @@ class LocalFiles(AbstractFiles):
         finally:
             os.close(descriptor)
 
-    def read_into(self, name: str, start: int, buffers: list[Any]) -> None:
+    def read_into(self, name: str, start: int, buffers: list[Any]) -> int:
         if not hasattr(os, "preadv"):  # Windows
             length = sum(map(len, buffers))
-            scatter(self.read_range(name, start, length), buffers)
-            return
+            return scatter(self.read_range(name, start, length), buffers)
         descriptor = os.open(f"{self._prefix}{name}", os.O_RDONLY)
         try:
-            os.preadv(descriptor, buffers, start)
+            return os.preadv(descriptor, buffers, start)
         finally:
             os.close(descriptor)
 
@@ -269,13 +268,14 @@ def unseal(content: bytes) -> dict[str, Any] | None:
     return value if seal(value) == content else None
 
 
-def scatter(content: bytes, buffers: list[Any]) -> None:
-    """Fills arrays of bytes, one after another, as far as the content goes."""
+def scatter(content: bytes, buffers: list[Any]) -> int:
+    """Fills arrays of bytes, one after another; returns how many bytes there were."""
     at = 0
     for buffer in buffers:
         piece = content[at : at + len(buffer)]
         memoryview(buffer)[: len(piece)] = piece
         at += len(piece)
+    return at
 
 
 def _write_joined(descriptor: int, group: list[bytes]) -> int:

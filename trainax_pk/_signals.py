@@ -3,8 +3,10 @@
 import contextlib
 import logging
 import os
+import select
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
@@ -106,13 +108,26 @@ class Interrupts:
         self._listener.start()
 
     def _wait_for_main(self, reader: int) -> None:
-        while (number := os.read(reader, 1)[0]) != 0:
-            if number == signal.SIGTERM and not self.obeyed.wait(_PATIENCE):
-                self.received = self.received or number
+        count, number, deadline = 0, 0, None
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if select.select([reader], [], [], left)[0]:
+                number = os.read(reader, 1)[0]
+                if number == 0:
+                    return
+                count += number in _SIGNALS
+                if count >= 3:
+                    os._exit(128 + number)
+                if number == signal.SIGTERM and deadline is None:
+                    deadline = time.monotonic() + _PATIENCE
+                continue
+            deadline = None
+            if not self.obeyed.is_set():
+                self.received = self.received or signal.SIGTERM
                 with contextlib.suppress(Exception):
                     self._on_deaf()
                 if not self.obeyed.is_set():
-                    os._exit(128 + number)
+                    os._exit(128 + signal.SIGTERM)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame

@@ -107,7 +107,8 @@ def write_arrays(folder: Path, leaves: Iterable[tuple[Leaf, np.ndarray]]) -> Non
     tree = {leaf.name: _plain(x) for leaf, x in stored if leaf.file is None}
     for file in sorted({leaf.file for leaf, _ in stored if leaf.file is not None}):
         own = {_short(leaf.path): x for leaf, x in stored if leaf.file == file}
-        own = {name: np.ascontiguousarray(x) for name, x in own.items()}
+        # NumPy makes one axis of none.
+        own = {k: np.ascontiguousarray(x).reshape(x.shape) for k, x in own.items()}
         load(SAFETENSORS).save_file(own, folder.with_name(file))
     with _checkpointer(ocp) as checkpointer:
         checkpointer.save(folder, args=ocp.args.PyTreeSave(tree))

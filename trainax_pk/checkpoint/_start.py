@@ -76,7 +76,12 @@ class Start:
             ValueError: Leaves that do not fit, without `partial`; no moving average.
         """
         found = find(Path(self.run_dir).expanduser(), self.step)
-        takings = [_take(found, state, *part) for part in self._parts(found, state)]
+        takings, whole = [], state
+        for name, source in self._parts(found, state):
+            if name == "ema" and self.weights is not None:
+                whole = _with_averages(whole)
+            takings.append(_take(found, whole, name, source))
+            whole = _replaced(whole, name, takings[-1].tree)
         missing = [f"{p}: {why}" for t in takings for p, why in t.missing.items()]
         unused = [f"{p}: {why}" for t in takings for p, why in t.unused.items()]
         if (missing or unused) and not self.partial:
@@ -85,13 +90,9 @@ class Start:
                 f"Expected a run like this one in {self.run_dir}, got differences:\n  "
                 f"{lines}\nBuild it as it was, or pass partial=True."
             )
-        for taking in takings:
-            state = _replaced(state, taking.name, taking.tree)
         if self.weights is not None and not self.ema and state.ema is not None:
-            state = _replaced(state, "ema", state.params)
-            others = tuple(state.params for _ in state.more_ema)
-            state = _replaced(state, "more_ema", others)
-        return state, Match(
+            whole = _with_averages(whole)
+        return whole, Match(
             found.step,
             tuple(p for t in takings for p in t.matched),
             tuple(missing),
@@ -119,6 +120,11 @@ class Start:
         return parts
 
 
+# A model is these two; which leaf is in which, `trainable` says.
+_HALVES = ("params", "buffers")
+_PARAMS = "state.params"
+
+
 @dataclasses.dataclass(frozen=True)
 class _Taking:
     """One field of a state, taken from what is stored."""
@@ -130,13 +136,31 @@ class _Taking:
     unused: dict[str, str]
 
 
-def _take(found: Checkpoint, state: PyTree[Any], name: str, source: str) -> _Taking:
-    template = getattr(state, name)
-    places = {
+def _with_averages(state: PyTree[Any]) -> PyTree[Any]:
+    """Averages that begin at the parameters."""
+    others = tuple(state.params for _ in state.more_ema)
+    return _replaced(_replaced(state, "ema", state.params), "more_ema", others)
+
+
+def _places(found: Checkpoint, source: str) -> dict[str, str]:
+    """Where the leaves of a stored field are, by their paths in it."""
+    return {
         path.removeprefix(source): path
         for path in found.leaves
         if path.startswith((f"{source}.", f"{source}[")) or path == source
     }
+
+
+def _take(found: Checkpoint, state: PyTree[Any], name: str, source: str) -> _Taking:
+    template = getattr(state, name)
+    places = _places(found, source)
+    if name in _HALVES:
+        # What is trained in one run may be frozen in the other.
+        other = next(n for n in _HALVES if n != name)
+        beside = _places(found, "state.buffers" if name == "params" else _PARAMS)
+        here, there = (name_leaves(getattr(state, n), "") for n in (name, other))
+        places = {p: place for p, place in places.items() if p not in there}
+        places |= {p: q for p, q in beside.items() if p in here and p not in places}
     stored = {short: found.leaves[path] for short, path in places.items()}
     differences = compare_leaves(stored, template, "")
     asked = name_leaves(template, "")

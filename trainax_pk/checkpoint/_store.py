@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -32,6 +33,7 @@ MANIFEST = "manifest.json"
 ARRAYS = "arrays"
 # Folders whose name begins so are on their way in or out, and belong to nobody.
 _PASSING = "."
+_PASSING_NAME = re.compile(r"\.\d{12}\.(writing|removing)")
 _DAMAGED = "damaged"
 
 
@@ -186,7 +188,8 @@ class Store:
         """Removes what a process that was killed left half written or half removed."""
         if self.folder.is_dir():
             for path in self.folder.iterdir():
-                if path.name.startswith(_PASSING):
+                # Others may keep files of their own here.
+                if _PASSING_NAME.fullmatch(path.name):
                     shutil.rmtree(path)
 
     def _path(self, step: int) -> Path:
@@ -212,7 +215,10 @@ class Store:
             return CheckpointDamaged(f"{folder}: {why}", {step: why})
 
         files = LocalFiles(folder)
-        manifest = read_sealed(files, MANIFEST)
+        try:
+            manifest = read_sealed(files, MANIFEST)
+        except OSError as error:
+            raise damaged(f"{MANIFEST} cannot be read ({error})") from error
         if manifest is None:
             raise damaged(f"{MANIFEST} is missing or not what was written")
         if manifest["schema"] > SCHEMA:

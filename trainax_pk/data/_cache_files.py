@@ -32,8 +32,9 @@ class RemoteFiles(AbstractFiles):
         end = start + length or None
         return self._fs.cat_file(self._path(name), start=start, end=end)
 
-    def read_into(self, name: str, start: int, buffers: list[Any]) -> None:
-        scatter(self.read_range(name, start, sum(map(len, buffers))), buffers)
+    def read_into(self, name: str, start: int, buffers: list[Any]) -> int:
+        length = sum(map(len, buffers))
+        return scatter(self.read_range(name, start, length), buffers)
 
     def write(
         self, name: str, content: bytes | Iterable[bytes], *, durable: bool = True

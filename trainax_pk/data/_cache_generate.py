@@ -36,7 +36,10 @@ from trainax_pk.data._cache_store import AbstractStore, Rows
 _PART_BYTES = 2**25
 # A loss of power costs no more of what was written.
 _SETTLE_SECONDS = 2.0
-_PROMISE = "generation ends after this part (once more: at once); what is written stays"
+_PROMISE = (
+    "generation ends after this part, on SIGTERM in 5 s at the latest (once more: at "
+    "once); what is written stays"
+)
 _LOSS = "generation ends without the part under way"
 
 

@@ -76,17 +76,24 @@ class PartReader:
 
 
 def _own(x: Any) -> np.ndarray:
-    """An array that its source cannot write to again, as nobody can to JAX's."""
+    """An array that its source cannot write to again, as nobody can to JAX's.
+
+    In the byte order of this machine, which names of dtypes do not tell.
+    """
     if isinstance(x, jax.Array) or _is_frozen(x):
         return np.asarray(x)
-    return np.array(x, order="K")
+    x = np.asarray(x)
+    return np.array(x, x.dtype.newbyteorder("="), order="K")
 
 
 def _is_frozen(x: Any) -> bool:
-    """Whether neither an array nor what it is a view of can be written to."""
-    while isinstance(x, np.ndarray) and not x.flags.writeable:
+    """Whether an array is a view of what can never be written to.
+
+    Its own flag does not tell: whoever owns the memory may lift it.
+    """
+    while isinstance(x, np.ndarray) and not x.flags.writeable and x.dtype.isnative:
         owner = x.base.obj if isinstance(x.base, memoryview) else x.base
-        if owner is None or isinstance(owner, bytes | jax.Array):
+        if isinstance(owner, bytes | jax.Array):
             return True
         x = owner
     return False

@@ -154,7 +154,10 @@ class ZarrStore(AbstractStore):
         targets = list(out.view(np.uint8))
         sums = list(np.empty((len(targets), 4), np.uint8))
         buffers = list(chain.from_iterable(zip(targets, sums, strict=True)))
-        self.files.read_into(_shard(leaf, part), begin, buffers)
+        count = self.files.read_into(_shard(leaf, part), begin, buffers)
+        if count != sum(map(len, buffers)):
+            # What memory held before may well agree with the checksum that it held.
+            raise self._damaged(leaf, part)
         for target, found in zip(targets, sums, strict=True):
             self._compare(target, found.tobytes(), leaf, part)
 
@@ -234,13 +237,16 @@ class ZarrStore(AbstractStore):
 
     def _compare(self, body: Buffer, expected: bytes, leaf: Leaf, part: int) -> None:
         if expected != struct.pack("<I", self._crc32c(body)):
-            start, stop = self.layout.rows(part)
-            raise CacheDamaged(
-                f"Expected part {part} (rows {start} to {stop - 1}) as it was written, "
-                f"got another checksum in {_shard(leaf, part)}. Call repair() to make "
-                "the damaged parts again.",
-                parts=[part],
-            )
+            raise self._damaged(leaf, part)
+
+    def _damaged(self, leaf: Leaf, part: int) -> CacheDamaged:
+        start, stop = self.layout.rows(part)
+        return CacheDamaged(
+            f"Expected part {part} (rows {start} to {stop - 1}) as it was written, got "
+            f"another checksum or length in {_shard(leaf, part)}. Call repair() to make "
+            "the damaged parts again.",
+            parts=[part],
+        )
 
     def _create_array(self, zarr: Any, leaf: Leaf) -> None:
         rows, entries = self.piece_shape(leaf)

@@ -65,8 +65,8 @@ class Monitor:
         )
 
     def is_better(self, value: float, than: float | None) -> bool:
-        """Whether a value improves on another; NaN never does."""
-        if math.isnan(value):
+        """Whether a value improves on another; NaN and infinity never do."""
+        if not math.isfinite(value):
             return False
         if than is None:
             return True

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,8 +41,9 @@ class Tracking:
     def close(self) -> None:
         """Lets the trackers end; says what went wrong with them."""
         self._send(lambda tracker: tracker.close())
+        deadline = time.monotonic() + _PATIENCE
         for lane in self._lanes:
-            problem = lane.end()
+            problem = lane.end(deadline)
             if problem is not None:
                 warnings.warn(
                     f"{type(lane.tracker).__name__} {problem}. The run was not touched by "
@@ -60,7 +62,7 @@ class _Lane:
     def __init__(self, tracker: AbstractTracker) -> None:
         self.tracker = tracker
         self._calls: queue.Queue[Call | None] = queue.Queue(_LENGTH)
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         # The interpreter may end while a backend hangs.
         self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
 
@@ -75,11 +77,11 @@ class _Lane:
             return False
         return True
 
-    def end(self) -> str | None:
-        """Waits a little; what went wrong, or None."""
+    def end(self, deadline: float) -> str | None:
+        """Waits until then at most; what went wrong, or None."""
         try:
-            self._calls.put(None, timeout=_PATIENCE)
-            self._thread.join(_PATIENCE)
+            self._calls.put(None, timeout=max(0.0, deadline - time.monotonic()))
+            self._thread.join(max(0.0, deadline - time.monotonic()))
         except queue.Full:
             pass
         if self._error is not None:
@@ -93,5 +95,5 @@ class _Lane:
             if self._error is None:
                 try:
                     call(self.tracker)
-                except Exception as error:
+                except BaseException as error:  # an exit would end this thread alone
                     self._error = error

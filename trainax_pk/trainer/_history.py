@@ -150,7 +150,11 @@ class HistoryBuilder:
             best: As in the history.
             start: As in the history.
         """
-        series = jax.tree.map(lambda *x: jnp.concatenate(x), *self._chunks)
+        if self._chunks:
+            series = jax.tree.map(lambda *x: jnp.concatenate(x), *self._chunks)
+        else:
+            # Training ended before its first update.
+            series = {"loss": jnp.zeros(0), "grad_norm": jnp.zeros(0)}
         records = {
             name: _with_stored(
                 name,
@@ -205,10 +209,16 @@ def _with_stored(name: str, record: Record, stored: StoredRecord | None) -> Reco
         )
         return record
     joined = [
-        x if old is None else jnp.concatenate([restore_leaf(old, x).astype(x.dtype), x])
+        x if old is None else jnp.concatenate([_as(restore_leaf(old, x), x), x])
         for old, x in zip(stored.leaves, leaves, strict=True)
     ]
     return Record(stored.steps + record.steps, treedef.unflatten(joined))
+
+
+def _as(old: Array, new: Array) -> Array:
+    """In the dtype of another; keys have one alone."""
+    is_key = jax.dtypes.issubdtype(new.dtype, jax.dtypes.prng_key)
+    return old if is_key else old.astype(new.dtype)
 
 
 def _fits(stored: StoredRecord, leaves: Sequence[np.ndarray | None]) -> bool:

@@ -72,6 +72,7 @@ class Watch:
             for name, result in results.items()
             for path, x in jax.tree_util.tree_leaves_with_path(result)
         }
+        _check_reported(wanted, results, leaves)
         self._follow(step, {n: x for n, x in leaves.items() if n in wanted})
         if step in self.best_steps:
             self.states[step] = state
@@ -91,3 +92,18 @@ class Watch:
             value = rule.monitor.value(leaves)
             if value is not None:
                 self.progress[i] = self.progress[i].after(rule, step, value)
+
+
+def _check_reported(
+    wanted: set[str], results: Mapping[str, PyTree[Any]], leaves: Mapping[str, Any]
+) -> None:
+    """Refuses to wait for what a callback does not report, at its first evaluation."""
+    for name in results:
+        own = [n for n in leaves if n == name or n.startswith((f"{name}[", f"{name}."))]
+        for n in wanted:
+            mine = n == name or n.startswith((f"{name}[", f"{name}."))
+            if mine and n not in leaves:
+                raise ValueError(
+                    f"Expected a monitor of what the callback {name!r} reports, one of "
+                    f"{own}, got {n!r}. Name one of them."
+                )
