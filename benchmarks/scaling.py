@@ -23,8 +23,8 @@ from benchmarks._harness import report, table
 
 CASES = {"MLP 64 x 3": (64, 3, 256), "MLP 512 x 3": (512, 3, 256)}
 # The same for all: how long a chunk is must not depend on their number.
-UPDATES = {"MLP 64 x 3": 500, "MLP 512 x 3": 30}
-_REPEATS = 5
+UPDATES = {"MLP 64 x 3": 100, "MLP 512 x 3": 20}
+_REPEATS = 3
 
 
 def launch(count, case):
