@@ -276,3 +276,20 @@ def test_the_environment_may_silence_the_bar(capfd):
     # TQDM_DISABLE is set for all tests; an explicit disable=False would overrule it.
     make(progress=True)(linear(), key=KEY)
     assert capfd.readouterr().err == ""
+
+
+class Rooted(eqx.Module):
+    """A network whose gradient is infinite where a parameter is zero."""
+
+    linear: eqx.Module
+    offset: jax.Array
+
+    def __call__(self, u):
+        return self.linear(u) + jnp.sqrt(self.offset)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0, "ema_decay": 0.9}])
+def test_leaves_whose_gradient_is_not_finite_are_named(options):
+    model = Rooted(linear(), jnp.zeros(3))
+    with pytest.raises(FloatingPointError, match=r"in 1 of 3 leaves \(\.offset\)"):
+        make(**options)(model, key=KEY)

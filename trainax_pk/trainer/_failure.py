@@ -1,13 +1,20 @@
 """What to say when training was not finite."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from trainax_pk.step import TrainState
+
+# Shows the gradient as it is.
+DESCENT = optax.sgd(1.0)
+# Leaves that a message names.
+_SHOWN = 8
 
 
 class Skips:
@@ -46,6 +53,7 @@ class Skips:
 
 def explain_failure(
     step: Callable[..., Any],
+    descend: Callable[..., Any],
     state: TrainState,
     batch_at: Callable[[int], Any],
     indices_at: Callable[[int], Any],
@@ -56,6 +64,8 @@ def explain_failure(
 
     Args:
         step: The train step, with the policy "raise".
+        descend: The same without clipping and averages, by plain gradient descent at the
+            rate 1, which leaves what is not finite where it comes up.
         state: State before the chunk.
         batch_at: Batch of an update.
         indices_at: Window indices of an update.
@@ -70,7 +80,8 @@ def explain_failure(
     for i in range(start, start + count):
         new, info = step(state, batch_at(i))
         if bool(info.skipped):
-            return _message(i, info, state, batch_at(i), indices_at(i))
+            leaves = _bad_gradients(descend, state, batch_at(i))
+            return _message(i, info, state, batch_at(i), indices_at(i), leaves)
         state = new
     return None
 
@@ -79,17 +90,43 @@ def _finite(series: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.logical_and.reduce([np.isfinite(x) for x in series.values()])
 
 
-def _message(i: int, info: Any, state: TrainState, batch: Any, indices: Any) -> str:
-    bad = [
+def _bad_gradients(
+    descend: Callable[..., Any], state: TrainState, batch: Any
+) -> list[str]:
+    start = dataclasses.replace(
+        state, opt_state=DESCENT.init(state.params), ema=None, more_ema=()
+    )
+    return _not_finite(jax.jit(descend)(start, batch)[0].params)
+
+
+def _not_finite(tree: Any) -> list[str]:
+    """Paths of leaves with NaN or infinity."""
+    return [
         jax.tree_util.keystr(path)
-        for path, x in jax.tree_util.tree_leaves_with_path(batch)
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
         if jnp.issubdtype(x.dtype, jnp.inexact) and not bool(jnp.all(jnp.isfinite(x)))
     ]
+
+
+def _message(
+    i: int,
+    info: Any,
+    state: TrainState,
+    batch: Any,
+    indices: Any,
+    leaves: list[str],
+) -> str:
+    bad, count = _not_finite(batch), len(jax.tree.leaves(state.params))
     large = max(
         float(jnp.max(jnp.abs(x))) if x.size else 0.0
         for x in jax.tree.leaves(state.params)
     )
     where = f"its batch holds NaN or infinity in {bad}; " if bad else ""
+    if leaves:
+        which = "all" if len(leaves) == count else f"{len(leaves)} of {count}"
+        more = ", ..." if len(leaves) > _SHOWN else ""
+        names = ", ".join(leaves[:_SHOWN])
+        where += f"the gradient is not finite in {which} leaves ({names}{more}); "
     return (
         f"Expected finite losses and gradients, got loss {float(info.loss)} and "
         f"gradient norm {float(info.grad_norm)} at update {i} (windows "

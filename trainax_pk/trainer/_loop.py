@@ -228,6 +228,7 @@ class Loop:
     def _explain(self, before: TrainState, count: int) -> str | None:
         return explain_failure(
             self.trainer.step_fn,
+            self.trainer._descend(),
             before,
             lambda i: self._engine.batch(self.order, i),
             lambda i: self.order.indices(i, 1)[0],

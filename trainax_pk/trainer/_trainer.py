@@ -35,6 +35,7 @@ from trainax_pk.trainer._checks import (
     check_skips,
     check_trackers,
 )
+from trainax_pk.trainer._failure import DESCENT
 from trainax_pk.trainer._history import History
 from trainax_pk.trainer._loop import Loop, longest_gap
 from trainax_pk.trainer._mesh import Devices, Rule
@@ -177,6 +178,7 @@ class Trainer:
         self.max_skipped = check_skips(max_skipped, nonfinite)
         self._program = program
         self._parts = self._compared(nonfinite, options)
+        self._step_options = options
         self._data_fields: dict[str, str] | None = None
         self.windows = self._items(data, window_stride, residency)
         longest_gap(self)  # raises where a batch is too large for the memory budget
@@ -221,6 +223,13 @@ class Trainer:
             for kind in kinds
         )
         return self.devices.split_batches(guarded), self.devices.split_batches(fast)
+
+    def _descend(self) -> Any:
+        """The step by plain gradient descent, without clipping and averages."""
+        options = self._step_options | {"max_grad_norm": None, "ema_decay": None}
+        return self.devices.split_batches(
+            make_train_step(self.configuration, DESCENT, nonfinite="ignore", **options)
+        )
 
     def _engine(self, program: str, num_updates: int) -> Engine:
         return Engine(
