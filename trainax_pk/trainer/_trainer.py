@@ -163,7 +163,7 @@ class Trainer:
         )
         self.trackers = check_trackers(trackers)
         self.checkpoints = Policy() if checkpoints is None else checkpoints
-        options = {
+        self._step_options = options = {
             "accumulate": accumulate,
             "max_grad_norm": max_grad_norm,
             "compute_dtype": compute_dtype,
@@ -178,7 +178,6 @@ class Trainer:
         self.max_skipped = check_skips(max_skipped, nonfinite)
         self._program = program
         self._parts = self._compared(nonfinite, options)
-        self._step_options = options
         self._data_fields: dict[str, str] | None = None
         self.windows = self._items(data, window_stride, residency)
         longest_gap(self)  # raises where a batch is too large for the memory budget
