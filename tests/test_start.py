@@ -145,6 +145,8 @@ def test_what_was_trained_may_be_frozen_now(other):
     begun, match = begin(Start(folder), settings={"trainable": frozen})
     assert not match.missing and not match.unused
     assert same(begun.model, state.model)
+    begun, _ = begin(Start(folder, weights="ema"), settings={"trainable": frozen})
+    assert same(begun.model, state.ema_model)
 
 
 def test_averages_that_were_not_there_begin_at_the_weights(tmp_path):

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-import select
+import selectors
 import signal
 import threading
 import time
@@ -108,12 +108,16 @@ class Interrupts:
         self._listener.start()
 
     def _wait_for_main(self, reader: int) -> None:
-        count, number, deadline = 0, 0, None
+        count, deadline = 0, None
+        # Of any descriptor, where select() takes those below 1024 alone.
+        waiting = selectors.DefaultSelector()
+        waiting.register(reader, selectors.EVENT_READ)
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if select.select([reader], [], [], left)[0]:
+            if waiting.select(left):
                 number = os.read(reader, 1)[0]
                 if number == 0:
+                    waiting.close()
                     return
                 count += number in _SIGNALS
                 if count >= 3:

@@ -77,10 +77,10 @@ class Start:
         """
         found = find(Path(self.run_dir).expanduser(), self.step)
         takings, whole = [], state
-        for name, source in self._parts(found, state):
+        for name, *sources in self._parts(found, state):
             if name == "ema" and self.weights is not None:
                 whole = _with_averages(whole)
-            takings.append(_take(found, whole, name, source))
+            takings.append(_take(found, whole, name, *sources))
             whole = _replaced(whole, name, takings[-1].tree)
         missing = [f"{p}: {why}" for t in takings for p, why in t.missing.items()]
         unused = [f"{p}: {why}" for t in takings for p, why in t.unused.items()]
@@ -99,12 +99,16 @@ class Start:
             tuple(p for t in takings for p in t.unused),
         )
 
-    def _parts(self, found: Checkpoint, state: PyTree[Any]) -> list[tuple[str, str]]:
-        """Fields of the state, and where they are stored."""
-        parts = []
+    def _parts(self, found: Checkpoint, state: PyTree[Any]) -> list[tuple[str, ...]]:
+        """Fields of the state, and where they are stored; of a model, in two places.
+
+        What is trained in one run may be frozen in the other.
+        """
+        parts: list[tuple[str, ...]] = []
         if self.weights is not None:
             source = "state.params" if self.weights == "current" else "state.ema"
-            parts += [("params", source), ("buffers", "state.buffers")]
+            halves = source, "state.buffers"
+            parts += [("params", *halves), ("buffers", *reversed(halves))]
         if self.optimizer:
             parts.append(("opt_state", "state.opt_state"))
         if self.ema:
@@ -118,11 +122,6 @@ class Start:
                 "average to take over into. Pass ema_decay= to the trainer."
             )
         return parts
-
-
-# A model is these two; which leaf is in which, `trainable` says.
-_HALVES = ("params", "buffers")
-_PARAMS = "state.params"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,19 +150,24 @@ def _places(found: Checkpoint, source: str) -> dict[str, str]:
     }
 
 
-def _take(found: Checkpoint, state: PyTree[Any], name: str, source: str) -> _Taking:
+def _take(
+    found: Checkpoint,
+    state: PyTree[Any],
+    name: str,
+    source: str,
+    beside: str | None = None,
+) -> _Taking:
     template = getattr(state, name)
+    asked = name_leaves(template, "")
     places = _places(found, source)
-    if name in _HALVES:
-        # What is trained in one run may be frozen in the other.
-        other = next(n for n in _HALVES if n != name)
-        beside = _places(found, "state.buffers" if name == "params" else _PARAMS)
-        here, there = (name_leaves(getattr(state, n), "") for n in (name, other))
-        places = {p: place for p, place in places.items() if p not in there}
-        places |= {p: q for p, q in beside.items() if p in here and p not in places}
+    if beside is not None:
+        other = state.buffers if name == "params" else state.params
+        elsewhere = name_leaves(other, "")
+        places = {p: place for p, place in places.items() if p not in elsewhere}
+        found_beside = _places(found, beside).items()
+        places |= {p: q for p, q in found_beside if p in asked and p not in places}
     stored = {short: found.leaves[path] for short, path in places.items()}
     differences = compare_leaves(stored, template, "")
-    asked = name_leaves(template, "")
 
     def take(path: Any, like: Any) -> Any:
         short = jax.tree_util.keystr(path)
