@@ -128,10 +128,13 @@ def plain(path, array):
 def storage(rounds):
     rows = [row for count in STORED for row in _stored(count, rounds)]
     header = ["", "MiB", "cache / s", "bulk zarr, best chunk / s", "one plain file / s"]
-    # What a cache costs however small it is counts less the larger it is.
     shown = [
-        (f"zarr {row[0]}, to bulk zarr or the disk", max(map(float, row[-2:])), 0.8)
-        for row in rows[-2:]
+        (
+            f"zarr {row[0]}, {row[1]} MiB, to bulk zarr or the disk",
+            max(map(float, row[-2:])),
+            0.8,
+        )
+        for row in rows
     ]
     header += ["speed relative to bulk zarr", "to the plain file"]
     return table(header, rows), shown
