@@ -122,9 +122,6 @@ def read_events(folder):
 def test_several_that_hang_cost_no_more_than_one(tmp_path, monkeypatch):
     monkeypatch.setattr(_queue, "_PATIENCE", 1.0)
     hang = threading.Event()
-    with pytest.warns(RuntimeWarning, match="had not ended"):
-        began = time.monotonic()
-        train(tmp_path, [Recorder(hang=hang) for _ in range(4)])
     tracking = Tracking([Recorder(hang=hang) for _ in range(4)])
     tracking.open(tmp_path)
     tracking.log(1, {})

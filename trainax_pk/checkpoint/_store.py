@@ -31,7 +31,7 @@ from trainax_pk.checkpoint._arrays import (
 SCHEMA = 2
 MANIFEST = "manifest.json"
 ARRAYS = "arrays"
-# Folders whose name begins so are on their way in or out, and belong to nobody.
+# Folders of ours whose name begins so are on their way in or out.
 _PASSING = "."
 _PASSING_NAME = re.compile(r"\.\d{12}\.(writing|removing)")
 _DAMAGED = "damaged"

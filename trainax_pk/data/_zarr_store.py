@@ -297,7 +297,7 @@ def _codec_name(layout: Layout, leaf: Leaf) -> str | None:
     """The blosc codec of a leaf.
 
     By itself none for floating-point numbers: lz4 makes simulations in single precision
-    10 to 20 % smaller, and writing them takes eight times as long
+    9 to 19 % smaller, and writing them takes eight times as long
     (`benchmarks/data_codecs.py`). Integers and flags, such as masks, shrink.
     """
     if layout.compression != "auto":
