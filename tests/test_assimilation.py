@@ -221,6 +221,31 @@ def test_weak_4dvar_approaches_the_strong_one():
     np.testing.assert_allclose(weak.cost, strong.cost, rtol=1e-6)
 
 
+@pytest.mark.parametrize("closed_over", [True, False])
+def test_the_analysis_is_differentiable_in_the_model(closed_over):
+    # The model's derivatives are matrices made once; those of second order, which the
+    # implicit derivative needs, have to be there too.
+    weights = jnp.asarray(MODEL)
+
+    def step(w, u):
+        return jnp.tanh(w @ u) + 0.1 * u**2
+
+    def total(w):
+        model = (lambda u: step(w, u)) if closed_over else jax.tree_util.Partial(step, w)
+        found = weak_4dvar(
+            model, OBSERVED, MASK, initial=np.zeros((NUM_TIMES, SIZE)),
+            model_err_cov=Q, max_steps=200, **LINEAR,
+        )  # fmt: skip
+        return jnp.sum(jnp.sin(found.state))
+
+    gradient = jax.jit(jax.grad(total))(weights)
+    value = jax.jit(total)
+    for place in [(0, 0), (1, 2), (2, 1)]:
+        nudge = jnp.zeros_like(weights).at[place].set(1e-5)
+        slope = (value(weights + nudge) - value(weights - nudge)) / 2e-5
+        np.testing.assert_allclose(gradient[place], slope, rtol=1e-4, atol=1e-7)
+
+
 def test_costs_are_those_of_their_formula():
     variances = np.array([0.6, 1.7])
     state = np.asarray(

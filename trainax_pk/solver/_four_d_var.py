@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -145,7 +146,7 @@ def weak_4dvar(
         max_steps: The most steps of the solver.
 
     Returns:
-        The states, and whether the solve converged. Cost of a step: 6 prod(state)
+        The states, and whether the solve converged. Cost of a step: prod(state)
         linearised model steps at each time, all times at once, and
         num_times · prod(state)³.
 
@@ -178,10 +179,11 @@ def weak_4dvar(
     shape = initial.shape[1:]
     whiten_model = whitener("model_err_cov", model_err_cov, shape, observed.dtype)
     prior = _background(background, background_cov, initial[0])
+    model = eqx.filter_closure_convert(stepper, initial[0])
 
     def residuals(u: Array, _: None) -> tuple[Array, Array, Array]:
         predicted = jax.vmap(obs_op)(u)
-        jumps = u[1:] - jax.vmap(stepper)(u[:-1])
+        jumps = u[1:] - _advance(model, u[:-1])
         misfit = whiten(jnp.where(mask, predicted - observed, 0.0))
         return misfit, jax.vmap(whiten_model)(jumps), prior(u[0])
 
@@ -189,6 +191,32 @@ def weak_4dvar(
         residuals, initial, solver, max_steps, lx.Normal(BlockTridiagonal())
     )
     return _analysis(solution, solution.value, residuals)
+
+
+@eqx.filter_custom_jvp
+def _advance(stepper: Callable, states: Float[Array, "num_times *state"]) -> Array:
+    """All states one step on; its derivative is a matrix for each time.
+
+    The normal equations are read off with many directions at one point. The matrices do
+    not depend on the direction, so that the model is linearised once for all of them.
+    """
+    return jax.vmap(stepper)(states)
+
+
+@_advance.def_jvp
+def _advance_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    stepper, states = primals
+    weights, directions = tangents
+    after = _advance(stepper, states)
+    change = jnp.zeros_like(after)
+    if directions is not None:
+        matrices = jax.vmap(jax.jacfwd(stepper))(states)
+        rank = states.ndim - 1
+        change = jax.vmap(lambda a, d: jnp.tensordot(a, d, rank))(matrices, directions)
+    if jax.tree.leaves(weights):
+        shift = lambda f: jax.vmap(f)(states)  # noqa: E731
+        change = change + eqx.filter_jvp(shift, (stepper,), (weights,))[1]
+    return after, change
 
 
 def _recorded(stepper: Callable) -> Callable:
