@@ -20,6 +20,7 @@ LAYERS = [
     {"adjoint"},
     {"_stepper", "_rollout"},
     {"solver", "amortized"},
+    {"generation"},
     {"configuration", "data"},
     {"step"},
     {"engine", "tracker"},
@@ -35,9 +36,9 @@ WITHIN = {("_rollout", "_stepper"), ("_files", "_lock"),
           ("loss", "_tree"), ("metrics", "_tree"), ("sample_data", "_tree")}  # fmt: skip
 NAMESPACES = [
     "adjoint", "amortized", "callback", "checkpoint", "configuration", "data", "engine",
-    "evaluation", "experiment", "loss", "metrics", "sample_data", "solver", "step",
-    "tracker", "trainer", "compat", "compat.callback", "compat.configuration",
-    "compat.loss", "compat.sample_data", "compat.trainer",
+    "evaluation", "experiment", "generation", "loss", "metrics", "sample_data",
+    "solver", "step", "tracker", "trainer", "compat", "compat.callback",
+    "compat.configuration", "compat.loss", "compat.sample_data", "compat.trainer",
 ]  # fmt: skip
 
 

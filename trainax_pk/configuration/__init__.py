@@ -14,6 +14,11 @@ from trainax_pk.configuration._diverted_chain import (
     DivertedChain,
     DivertedChainBranchOne,
 )
+from trainax_pk.configuration._generation import (
+    Denoising,
+    FieldFlowMatching,
+    FieldRegression,
+)
 from trainax_pk.configuration._input_noise import InputNoise
 from trainax_pk.configuration._mix_chain import MixChainPostPhysics
 from trainax_pk.configuration._pushforward import Pushforward
@@ -27,9 +32,12 @@ __all__ = [
     "Aux",
     "Composite",
     "Curriculum",
+    "Denoising",
     "DivertedChain",
     "DivertedChainBranchOne",
     "EnsembleCRPS",
+    "FieldFlowMatching",
+    "FieldRegression",
     "FlowMatching",
     "InputNoise",
     "MixChainPostPhysics",

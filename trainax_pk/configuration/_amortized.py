@@ -182,11 +182,7 @@ class FlowMatching(AbstractConfiguration):
     time_exponent: float = eqx.field(static=True, default=0.0)
 
     def __check_init__(self) -> None:
-        if not 0 <= self.sigma < 1 or not self.time_exponent >= 0:
-            raise ValueError(
-                f"Expected `sigma` in [0, 1) and `time_exponent` >= 0, got {self.sigma} "
-                f"and {self.time_exponent}. Leave them out for the defaults."
-            )
+        check_path(self.sigma, self.time_exponent)
 
     @property
     def num_times(self) -> int:
@@ -202,14 +198,8 @@ class FlowMatching(AbstractConfiguration):
         theta, x, mask = as_pairs(batch)
         axes = (0, 0, None if mask is None else 0)
         end, features = jax.vmap(model.embed, in_axes=axes)(theta, x, mask)
-        time_key, noise_key = jax.random.split(key)
-        uniform = jax.random.uniform(time_key, end.shape[:1], end.dtype)
-        # The inverse of the distribution function t^(1 + α).
-        t = uniform ** (1 / (1 + self.time_exponent))
-        noise = jax.random.normal(noise_key, end.shape, end.dtype)
-        kept = 1 - self.sigma
-        place = (1 - kept * t)[:, None] * noise + t[:, None] * end
-        error = jax.vmap(model.velocity)(t, place, features) - (end - kept * noise)
+        t, place, wanted = straight_paths(key, end, self.sigma, self.time_exponent)
+        error = jax.vmap(model.velocity)(t, place, features) - wanted
         return jnp.mean(error**2), Aux()
 
 
@@ -353,3 +343,33 @@ def check_random(key: PRNGKeyArray | None, who: str) -> PRNGKeyArray:
             "key=jax.random.key(0); a train step does."
         )
     return key
+
+
+def check_path(sigma: float, time_exponent: float) -> None:
+    """Numbers of straight paths, or a ValueError."""
+    if not 0 <= sigma < 1 or not 0 <= time_exponent < math.inf:
+        raise ValueError(
+            f"Expected `sigma` in [0, 1) and `time_exponent` >= 0, got {sigma} and "
+            f"{time_exponent}. Leave them out for the defaults."
+        )
+
+
+def straight_paths(
+    key: PRNGKeyArray, end: Float[Array, "B ..."], sigma: float, time_exponent: float
+) -> tuple[Float[Array, " B"], Float[Array, "B ..."], Float[Array, "B ..."]]:
+    """Times, places at these times between noise and an end, and velocities there.
+
+    Args:
+        key: Key of times and noise.
+        end: Where paths are at t = 1.
+        sigma: Standard deviation that is left there.
+        time_exponent: α of the density of t, ∝ t^α.
+    """
+    time_key, noise_key = jax.random.split(key)
+    uniform = jax.random.uniform(time_key, end.shape[:1], end.dtype)
+    # The inverse of the distribution function t^(1 + α).
+    t = uniform ** (1 / (1 + time_exponent))
+    noise = jax.random.normal(noise_key, end.shape, end.dtype)
+    kept = 1 - sigma
+    wide = t.reshape(-1, *(1,) * (end.ndim - 1))
+    return t, (1 - kept * wide) * noise + wide * end, end - kept * noise

@@ -3,7 +3,7 @@
 import jax
 from jaxtyping import Array, PRNGKeyArray
 
-_STREAMS = {"train": 0, "evaluate": 1}
+_STREAMS = {"train": 0, "evaluate": 1, "generate": 2}
 
 
 def stream_key(root: PRNGKeyArray, stream: str, step: Array) -> PRNGKeyArray:
@@ -11,7 +11,7 @@ def stream_key(root: PRNGKeyArray, stream: str, step: Array) -> PRNGKeyArray:
 
     Args:
         root: Root key.
-        stream: "train" or "evaluate".
+        stream: "train", "evaluate" or "generate".
         step: Number of updates done.
 
     Returns:
