@@ -163,19 +163,24 @@ def _convergence(found: tx.solver.Analysis) -> dict[str, float]:
 _MEMORY: dict[str, Any] = {}
 
 
+def variational_options(name: str) -> dict[str, Any]:
+    """Errors of observations, background (the climate) and steps of 4D-Var."""
+    train = windows(name)[0].truth.reshape(-1, CASES[name].num_dofs)[::7]
+    states = np.asarray(train, np.float64)
+    return {
+        "obs_err_cov": NOISE_VARIANCE,
+        "background": states.mean(0),
+        "background_cov": np.cov(states, rowvar=False),
+        "max_steps": MAX_STEPS,
+    }
+
+
 def _variational(name: str, test: Windows) -> dict[str, Any]:
     """Both constraints in double precision; weak first, since strong starts there too."""
     if name in _MEMORY:
         return _MEMORY[name]
-    train = windows(name)[0].truth.reshape(-1, CASES[name].num_dofs)[::7]
+    options = variational_options(name)
     with jax.enable_x64(True):
-        states = np.asarray(train, np.float64)
-        options = {
-            "obs_err_cov": NOISE_VARIANCE,
-            "background": states.mean(0),
-            "background_cov": np.cov(states, rowvar=False),
-            "max_steps": MAX_STEPS,
-        }
         stepper = CASES[name].stepper
         truth, observed = (
             jnp.asarray(np.asarray(x, np.float64)) for x in (test.truth, test.observed)
@@ -191,14 +196,17 @@ def _variational(name: str, test: Windows) -> dict[str, Any]:
         def strong(y: jax.Array, m: jax.Array, u: jax.Array) -> Any:
             return tx.solver.strong_4dvar(stepper, y, m, initial=u[0], **options)
 
-        found = {"weak": _slabs(name, weak, data, line)}
-        found["strong"] = _slabs(name, strong, data, line)
-        found["strong from weak"] = _slabs(name, strong, data, found["weak"][0].state)
+        found = {"weak": slabs(SLAB[name], weak, data, line)}
+        found["strong"] = slabs(SLAB[name], strong, data, line)
+        found["strong from weak"] = slabs(
+            SLAB[name], strong, data, found["weak"][0].state
+        )
     return _MEMORY.setdefault(name, found)
 
 
-def _slabs(name: str, one: Callable, data: Windows, start: jax.Array) -> Any:
-    solve, size = jax.jit(jax.vmap(one)), SLAB[name]
+def slabs(size: int, one: Callable, data: Windows, start: jax.Array) -> Any:
+    """Results of all windows, so many at once, and processor seconds of the solves."""
+    solve = jax.jit(jax.vmap(one))
     parts, cpu = [], 0.0
     for i in range(0, data.truth.shape[0], size):
         slab = [x[i : i + size] for x in (data.observed, data.mask, start)]

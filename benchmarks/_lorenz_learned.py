@@ -165,8 +165,10 @@ def make_trainer(name: str, stage: Stage) -> tx.trainer.Trainer:
     )
 
 
-def train(name: str, adjoint: str, seed: int, share: float = 1.0) -> dict[str, Any]:
-    """Errors on the test windows after a share of the updates, and what it took."""
+def train(
+    name: str, adjoint: str, seed: int, share: float = 1.0
+) -> tuple[dict[str, Any], jax.Array]:
+    """Errors on the test windows after a share of the updates, and the states."""
     model_key, order_key = jax.random.split(jax.random.key(1000 + seed))
     solver = make_solver(name, ADJOINTS[adjoint], key=model_key)
     stages = [
@@ -186,7 +188,7 @@ def train(name: str, adjoint: str, seed: int, share: float = 1.0) -> dict[str, A
     states = jax.block_until_ready(reconstruct(name, solver, test))
     cpu_test = time.process_time() - cpu_test
     whole, interior = errors(states, test.truth)
-    return {
+    row = {
         "whole": whole,
         "interior": interior,
         "train_seconds": seconds,
@@ -196,6 +198,7 @@ def train(name: str, adjoint: str, seed: int, share: float = 1.0) -> dict[str, A
         "updates": sum(stage.updates for stage in stages),
         "last_loss": float(history.loss[-20:].mean()),
     }
+    return row, states
 
 
 def reconstruct(name: str, solver: Any, data: Windows, size: int = 64) -> jax.Array:

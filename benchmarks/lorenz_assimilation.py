@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import _lorenz_report
 from benchmarks._harness import RESULTS, hardware
 from benchmarks._lorenz_classical import METHODS, run_classical
+from benchmarks._lorenz_continued import continued, run_bound
 from benchmarks._lorenz_data import CASES
 from benchmarks._lorenz_learned import ADJOINTS, SETTINGS, train
 from benchmarks._lorenz_speed import compare_speed
@@ -57,22 +58,28 @@ def _tasks(args: argparse.Namespace) -> dict[str, Any]:
         if "classical" in args.only:
             for method in METHODS:
                 tasks[f"{case}/{method}"] = lambda c=case, m=method: run_classical(c, m)
+            tasks[f"{case}/bound"] = lambda c=case: run_bound(c)
         updates = SETTINGS[case].updates
         if "learned" in args.only:
             for adjoint in args.adjoints:
                 for seed in args.seeds:
                     tasks[f"{case}/4DVarNet, {adjoint}/{seed}"] = (
-                        lambda c=case, a=adjoint, s=seed: train(c, a, s)
+                        lambda c=case, a=adjoint, s=seed: _learned(c, a, s)
                     )
         if "trend" in args.only:
             for share in TREND:
                 fewer = round(share * updates)
                 tasks[f"{case}/trend/{fewer}"] = lambda c=case, s=share: train(
                     c, "direct", 0, s
-                )
+                )[0]
         if "speed" in args.only:
             tasks[f"{case}/speed"] = lambda c=case: compare_speed(c)
     return tasks
+
+
+def _learned(case: str, adjoint: str, seed: int) -> dict[str, Any]:
+    row, states = train(case, adjoint, seed)
+    return row | continued(case, states) if adjoint == "direct" else row
 
 
 def _path() -> Any:
