@@ -216,7 +216,10 @@ OTHER = {
     "std": 0.9, "num_steps": 2, "lengths": (2, 1), "every": 7, "use_ema": True,
     "horizon": 2, "cut_prev": True, "cut_next": True, "gradient_weight": 0.4,
     "prior_weight": 0.3, "target_prior_weight": 0.2, "head": "diagonal_gaussian",
-    "num_features": 5, "hidden_dim": 3, "learn_weights": True,
+    "num_features": 5, "hidden_dim": 3, "learn_weights": True, "residual": False,
+    "periodic": False, "sigma_data": 0.5, "log_sigma_mean": 0.3, "log_sigma_std": 0.7,
+    "sigma": 0.2, "time_exponent": 1.5, "sigma_min": 0.1, "sigma_max": 9.0, "rho": 3.0,
+    "churn": 4.0,
 }  # fmt: skip
 NEEDED = {
     "exponential": {"rate": 0.5, "period": 7.0},
@@ -284,6 +287,7 @@ SHOW = {
     "adjoint": lambda spec: repr(spec.build()),
     "model": lambda spec: eqx.tree_pformat(_form(spec)),
     "configuration": _show_configuration,
+    "generator": lambda spec: repr(spec.build()),
 }  # fmt: skip
 
 
@@ -417,6 +421,12 @@ def test_the_curriculum_follows_its_milestones():
     assert math.isclose(CLOCK.updates(1.5, "epochs"), 12)
 
 
+GRID = {
+    "kind": "burgers_1d",
+    "num_points": 16,
+    "num_samples": 10,
+    "temporal_horizon": 4,
+}
 DATA = {
     "observations": (
         {"system": {"kind": "lorenz_63", "num_samples": 10, "temporal_horizon": 8}},
@@ -429,6 +439,11 @@ DATA = {
         {"num_samples": 20, "num_times": 4, "every": 2, "dt": 0.02, "data_seed": 1,
          "sigma": [9.0, 10.0], "rho": [25.0, 26.0], "beta": [2.0, 2.1],
          "noise_std": 0.1, "num_warmup_steps": 3, "split": [0.6, 0.2, 0.2]},
+    ),
+    "downscaling": (
+        {"system": GRID},
+        {"system": GRID | {"diffusivity": 0.1}, "factor": 2, "subsample": 2, "every": 2,
+         "data_seed": 1, "split": [0.6, 0.2, 0.2]},
     ),
 }  # fmt: skip
 
@@ -474,6 +489,43 @@ def test_samples_are_disjoint_and_mean_what_they_say():
         make("data", "lorenz_63_parameters", rho=(3.0, 2.0))
     with pytest.raises(ValueError, match="system whose state is a vector"):
         make("data", "observations", system=make("data", "advection_1d"))
+
+
+def test_fields_of_downscaling_are_those_of_the_system():
+    system = make("data", "burgers_1d", num_points=16, num_samples=10,
+                  temporal_horizon=4)  # fmt: skip
+    spec = make("data", "downscaling", system=system, factor=4, subsample=2, every=3)
+    parts = [part.arrays for part in spec.build()]
+    assert [p.target.shape for p in parts] == [(n, 1, 8) for n in (16, 2, 2)]
+    assert spec.state_shape() == (1, 8)
+    make_key, cut = jax.random.split(jax.random.key(0))
+    whole = system.trajectories(make_key)
+    states = tx.data.split_by_trajectory(whole, (0.8, 0.1, 0.1), key=cut).test.state
+    np.testing.assert_array_equal(parts[2].target[1], states[0, 3, :, ::2])
+    blocks = parts[2].target.reshape(2, 1, 2, 4).mean(axis=-1)
+    np.testing.assert_allclose(parts[2].condition, blocks, rtol=1e-12)
+    with pytest.raises(ValueError, match="system whose state is a field"):
+        make("data", "downscaling", system=make("data", "lorenz_63"))
+    with pytest.raises(ValueError, match=r"factor \* subsample = 6 points, got \[16\]"):
+        make("data", "downscaling", system=system, factor=3, subsample=2)
+    with pytest.raises(ValueError, match="sigma_min below sigma_max"):
+        make("generator", "edm", sigma_min=2.0, sigma_max=1.0)
+
+
+def test_every_field_of_the_generation_callback_is_its_own():
+    system = make("data", "burgers_1d", num_points=16, num_samples=10,
+                  temporal_horizon=4)  # fmt: skip
+    split = make("data", "downscaling", system=system).build()
+    sampler = make("generator", "flow", num_steps=3)
+    spec = make("callback", "generation", every=5, sampler=sampler, num_samples=2,
+                num_fields=3, use_ema=True)  # fmt: skip
+    built = spec.build(None, split)
+    assert (built.every, built.num_samples, built.use_ema) == (5, 2, True)
+    assert built.sampler == tx.generation.FlowSampler(3)
+    np.testing.assert_array_equal(built.target, split.validation.arrays.target[:3])
+    np.testing.assert_array_equal(
+        built.condition, split.validation.arrays.condition[:3]
+    )
 
 
 def test_a_field_of_a_netcdf_file(tmp_path):

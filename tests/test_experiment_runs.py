@@ -214,6 +214,13 @@ EXAMPLES = {
          "model.depth=1", "data.split=[0.92, 0.04, 0.04]"],
         "coarsen", 7,
     ),
+    "downscaling": (
+        ["data.system.num_samples=10", "data.system.num_points=16",
+         "data.system.temporal_horizon=3", "data.system.num_warmup_steps=2",
+         "data.system.num_substeps=8", "model.hidden_channels=2", "data.factor=2",
+         "model.num_levels=2"],
+        "system.diffusivity", 0.02,
+    ),
 }  # fmt: skip
 
 
