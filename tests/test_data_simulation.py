@@ -100,6 +100,27 @@ def test_plain_callable_and_chain():
     np.testing.assert_array_equal(seen, output["y"][:, :1])
 
 
+def test_a_stochastic_simulator_has_a_key_of_its_own():
+    # The prior draws from its own key, so that noise must not be a function of theta;
+    # an observation's noise is a third, independent stream.
+    draws = lambda key, theta: theta + jax.random.normal(key, theta.shape)  # noqa: E731
+    prior = tx.data.Normal(jnp.zeros(1), 2.0)
+    chain = tx.data.Stochastic(draws) | Observation(lambda x: x, 0.5)
+    plain = SimulationDataset(tx.data.Stochastic(draws), prior, 20_000)
+    theta, x = (np.asarray(a)[:, 0] for a in plain[:])
+    seen = np.asarray(SimulationDataset(chain, prior, 20_000)[:][1])[:, 0]
+    columns = np.stack([theta, x - theta, seen - x])  # same simulator keys in both
+    expected = np.diag([4.0, 1.0, 0.25])
+    np.testing.assert_allclose(np.cov(columns), expected, atol=0.12)
+    assert np.array_equal(plain[7:9][1][:, 0], x[7:9])
+    assert not np.isin(plain.with_split("val")[:100][1], x).any()
+    with pytest.raises(ValueError, match="key"):
+        chain(jnp.zeros(1))
+    one = chain(jnp.zeros(1), key=jax.random.key(0))
+    assert one.shape == (1,)
+    assert one != chain(jnp.zeros(1), key=jax.random.key(1))
+
+
 def test_parameters_of_the_physics():
     def build(params):
         stepper = lambda u: u * params["rate"]  # noqa: E731
@@ -430,6 +451,7 @@ WIDE = Normal(jnp.zeros(5), 1.0)
 SIGNED = StepperModel(
     jnp.sin, dt=0.1, state_signature=jax.ShapeDtypeStruct((3,), float)
 )
+NOISY = jax.random.normal
 REFUSED = [
     (lambda: lorenz_dataset(0), "`num_samples` to be an integer >= 1, got 0"),
     (lambda: lorenz_dataset(-3), "`num_samples`"),
@@ -467,6 +489,11 @@ REFUSED = [
     (lambda: Observation(jnp.sin, -1.0), "`noise_std` >= 0"),
     (lambda: Observation(3.0), "`operator` to be callable"),
     (lambda: Parametric(None), "`build` to be callable"),
+    (lambda: tx.data.Stochastic(None), "`simulate` to be callable"),
+    (
+        lambda: SimulationDataset(tx.data.Stochastic(NOISY), CLOUD, 4, num_steps=2),
+        "without steps, got num_steps=2",
+    ),
     (lambda: DiffraxModel(grows, diffrax.Tsit5(), dt0=0.1), "exactly one of"),
     (lambda: DiffraxModel(grows, diffrax.Tsit5(), dt=1.0), "`dt0` for constant steps"),
     (

@@ -16,6 +16,7 @@ from trainax_pk.data._forward import (
     Observed,
     Parametric,
     StepperModel,
+    Stochastic,
 )
 from trainax_pk.data._forward_diffrax import DiffraxModel
 from trainax_pk.data._hash import hash_content
@@ -72,6 +73,7 @@ __all__ = [
     "SimulationDataset",
     "Split",
     "StepperModel",
+    "Stochastic",
     "StoredWindows",
     "Trajectories",
     "WindowLayout",

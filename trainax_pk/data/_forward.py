@@ -127,7 +127,7 @@ class Observed(eqx.Module):
         self, params: PyTree[Array], *, key: PRNGKeyArray | None = None
     ) -> PyTree[Array]:
         """Observed output of a plain callable, or of one step of a forward model."""
-        output = evaluate(self.forward, params)
+        output = evaluate(self.forward, params, key=key)
         if isinstance(self.observe, Observation) and key is not None:
             return self.observe.sample(output, key=key)
         return self.observe(output)
@@ -209,6 +209,54 @@ class Observation(eqx.Module):
         return Observed(self, observe)
 
 
+class Stochastic(eqx.Module):
+    """A simulator that draws random numbers of its own: `(key, params) -> output`.
+
+    A sample's simulator gets a key of its own, which is neither the prior's nor that of
+    an observation's noise. Stochastic dynamics step within the simulator.
+
+    Attributes:
+        simulate: The simulator.
+
+    Raises:
+        ValueError: A simulator that is not callable; when called, a missing key.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import trainax_pk as tx
+        >>> prior = tx.data.BoxUniform([-1.0, -1.0], [1.0, 1.0])
+        >>> simulator = tx.data.Stochastic(tx.sample_data.two_moons)
+        >>> theta, x = tx.data.SimulationDataset(simulator, prior, 100)[:10]
+        >>> theta.shape, x.shape
+        ((10, 2), (10, 2))
+    """
+
+    simulate: Callable[[PRNGKeyArray, PyTree[Array]], PyTree[Array]]
+
+    def __check_init__(self) -> None:
+        if not callable(self.simulate):
+            raise ValueError(
+                f"Expected `simulate` to be callable, got {self.simulate!r}. Pass a "
+                "function (key, params) -> output."
+            )
+
+    def __call__(
+        self, params: PyTree[Array], *, key: PRNGKeyArray | None = None
+    ) -> PyTree[Array]:
+        """An output for some parameters."""
+        if key is None:
+            raise ValueError(
+                "Expected `key` for a stochastic simulator, got None. Pass "
+                "jax.random.key(...)."
+            )
+        return self.simulate(key, params)
+
+    def __or__(self, observe: Callable[[PyTree], PyTree]) -> "Observed":
+        """`simulator | observe`."""
+        return Observed(self, observe)
+
+
 class Parametric(eqx.Module):
     """A forward model whose physics depend on the parameters that the prior draws.
 
@@ -269,13 +317,22 @@ def resolve(model: Any, params: PyTree[Array]) -> tuple[Any, PyTree[Array]]:
     return model, params
 
 
-def evaluate(model: Any, params: PyTree[Array]) -> PyTree[Array]:
+def evaluate(
+    model: Any, params: PyTree[Array], *, key: PRNGKeyArray | None = None
+) -> PyTree[Array]:
     """One step of a forward model, or the value of a plain callable."""
     model, state = resolve(model, params)
     if is_forward_model(model):
         check_signature(model, state)
         return model.step(state, model.dt)
+    if isinstance(model, (Stochastic, Observed)):
+        return model(state, key=None if key is None else simulator_key(key))
     return model(state)
+
+
+def simulator_key(key: PRNGKeyArray) -> PRNGKeyArray:
+    """The key of a simulator, apart from those of its observers, which are counted."""
+    return jax.random.fold_in(key, np.uint32(0xFFFFFFFF))
 
 
 def check_signature(model: Any, state: PyTree[Array]) -> None:

@@ -96,8 +96,9 @@ class SimulationDataset:
 
         Args:
             forward_model: Anything with `step(state, dt)` and `dt`, stepped from the
-                state that the prior draws; a `Parametric` model; or a callable
-                `params -> output`. May be a chain `model | operator`.
+                state that the prior draws; a `Parametric` model; a callable
+                `params -> output`; or a `Stochastic` simulator, which gets a key as
+                well. May be a chain `model | operator`.
             prior: `sample(key) -> params`, one draw.
             num_samples: N >= 1; None with `on_the_fly`.
             seed: 0 <= seed < 2²⁹. No two seeds share a key.

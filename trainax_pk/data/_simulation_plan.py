@@ -11,6 +11,7 @@ from trainax_pk._tree import check_count
 from trainax_pk.data._forward import (
     Observed,
     Parametric,
+    Stochastic,
     is_forward_model,
     split_observers,
 )
@@ -86,6 +87,13 @@ def make_recipe(
             f"Expected `divergence_limit` > 0 or None, got {divergence_limit!r}."
         )
     check_count("max_attempts", max_attempts)
+    steps = num_steps is not None or num_warmup_steps > 0
+    if isinstance(base, Stochastic) and steps:
+        raise ValueError(
+            f"Expected a Stochastic simulator without steps, got num_steps={num_steps} "
+            f"and num_warmup_steps={num_warmup_steps}. Step within the simulator, with "
+            "keys split from its own."
+        )
     forward = forward_model
     if observation is not None:
         forward = Observed(forward_model, observation)

@@ -12,9 +12,11 @@ from trainax_pk._tree import describe
 from trainax_pk.data._forward import (
     Observation,
     Observed,
+    Stochastic,
     check_signature,
     is_forward_model,
     resolve,
+    simulator_key,
     split_observers,
 )
 from trainax_pk.data._simulation_keys import sample_key
@@ -113,7 +115,7 @@ class Recipe(eqx.Module):
                 state = _observe(observer, state, noise_key)
             return state
 
-        step = _stepper(model)
+        step = _stepper(model, key)
         if self.num_steps is None:
             state = step(_run(step, state, self.num_warmup_steps))
             output = jax.tree.map(jnp.asarray, see(state, 0))
@@ -163,7 +165,9 @@ def check_fit(recipe: Recipe) -> tuple[Draw, PyTree]:
         ) from error
 
 
-def _stepper(model: Any) -> Callable[[PyTree], PyTree]:
+def _stepper(model: Any, key: PRNGKeyArray) -> Callable[[PyTree], PyTree]:
+    if isinstance(model, Stochastic):
+        return lambda params: model(params, key=simulator_key(key))
     if not is_forward_model(model):
         return model
 
