@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 
 def global_norm_squared(tree: PyTree[Any]) -> Float[Array, ""]:
@@ -55,6 +55,13 @@ def select(condition: Array, on_true: PyTree[Any], on_false: PyTree[Any]) -> PyT
     return jax.tree.map(
         lambda a, b: a if a is b else jnp.where(condition, a, b), on_true, on_false
     )
+
+
+def stays_finite(new: PyTree[Any], old: PyTree[Any]) -> Bool[Array, ""]:
+    """Whether every entry that was finite still is: a mask of -inf may stay what it is."""
+    pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+    kept = [jnp.all(jnp.isfinite(a) | ~jnp.isfinite(b)) for a, b in pairs]
+    return jnp.all(jnp.stack(kept)) if kept else jnp.ones((), bool)
 
 
 def cast_floating(tree: PyTree[Any], dtype: Any) -> PyTree[Any]:

@@ -16,6 +16,7 @@ from trainax_pk.engine._members import (
     TINY,
     check_members,
     decide_members,
+    finite_members,
     join_groups,
     num_groups,
     place_members,
@@ -91,8 +92,9 @@ class Engine:
             num_updates: Number of updates that lie ahead.
             program: "loop", "scan", or "auto".
             raises: Whether training ends when a member is not finite.
-            guarded: What runs in place of `step` where nobody can look at the records
-                before the next chunk: inside `jax.jit`.
+            guarded: What runs in place of `step` where nobody can look at records and
+                parameters before the next chunk: inside `jax.jit`; and once more in
+                place of a chunk after which members of an ensemble are not finite.
             lifts: Whether the step holds arrays of a transformation around the run.
             split: How the members of an ensemble are split over devices, if they are.
             settle: What a program does to the state and records that it returns.
@@ -115,7 +117,7 @@ class Engine:
         self._settle = settle
         self._programs = Programs(step, feed, self._rewrite, settle)
         self._in_jit = self._programs
-        if guarded is not None:
+        if self._steps[1] is not step:
             self._in_jit = Programs(guarded, feed, self._rewrite, settle)
         self._choices: dict[Any, Choice] = {}
         self._decisions: dict[Any, tuple[bool, str]] = {}
@@ -253,8 +255,8 @@ class Engine:
             axes = jax.tree.map(lambda b: 0 if b else None, batched[1])
             run = self._ensemble(axes, axis_size, start, count, size)
             out = run(state, arrays)
-            if self._raises and not _is_traced(out):
-                check_members(out[1], start, count)
+            if not _is_traced(out):
+                out = self._checked(out, axes, state, arrays, start, count, size)
             return out, jax.tree.map(lambda _: True, out)
 
         return chunk(state, arrays)
@@ -318,6 +320,18 @@ class Engine:
             return form(state, arrays, count)
 
         return run
+
+    def _checked(self, out: Any, axes: PyTree, state: TrainState, *rest: Any) -> Any:
+        """What a chunk made of members, or where some broke unseen, the guarded one."""
+        if not self._raises and self._steps[0] is self._steps[1]:
+            return out
+        kept = finite_members(out[0].params, state.params)
+        if self._raises:
+            check_members(out[1], kept, *rest[1:3])
+        elif not kept.all():
+            family = "loop" if rest[-1] == 1 else "scan"
+            return self._in_jit.members(family, axes, state, *rest)
+        return out
 
     def _fixed_members(self) -> tuple[bool, str] | None:
         """Whether members run vmapped, where nothing is left to decide."""

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, PyTree
 
+from trainax_pk._tree import stays_finite
 from trainax_pk.engine._choice import faster_for_members
 from trainax_pk.engine._inspect import Work
 
@@ -149,11 +150,20 @@ def decide_members(
     return faster_for_members(together, apart, num_updates, longest)
 
 
-def check_members(records: PyTree[Array], start: int, count: int) -> None:
-    """What a trainer cannot see through vmap: records of members that are not finite.
+@jax.jit
+def finite_members(new: PyTree[Array], old: PyTree[Array]) -> Bool[Array, " members"]:
+    """Of which members all parameters that were finite still are."""
+    return jax.vmap(stays_finite)(new, old)
+
+
+def check_members(
+    records: PyTree[Array], kept: Bool[Array, " members"], start: int, count: int
+) -> None:
+    """What a trainer cannot see through vmap: members that are not finite.
 
     Args:
         records: Leaves `(members, size)`.
+        kept: Whose parameters are finite after the chunk.
         start: Number of the chunk's first update.
         count: How many of the records are filled.
 
@@ -168,4 +178,12 @@ def check_members(records: PyTree[Array], start: int, count: int) -> None:
             "Expected finite losses and gradients, got one that is not, of member "
             f"{member} at update {start + update}. Lower the learning rate, pass "
             "max_grad_norm, or nonfinite='skip'; train the member alone to learn more."
+        )
+    bad = np.flatnonzero(~np.asarray(kept))
+    if bad.size:
+        raise FloatingPointError(
+            "Expected finite parameters, got some that the optimizer made of finite "
+            f"gradients and that are not, of the members {bad.tolist()} in the updates "
+            f"{start} to {start + count - 1}. Train one of them alone to learn more, or "
+            "pass nonfinite='skip'."
         )

@@ -13,6 +13,9 @@ from trainax_pk.loss import BatchLoss
 from trainax_pk.step._state import check_optimizer
 
 NonFinite = Literal["raise", "skip", "ignore"]
+# As "skip", where whoever runs many updates looks at the parameters after them: a look at
+# each costs a twentieth of a small update.
+SKIP_GRADIENT = "skip gradient"
 _PRECISIONS = ("bfloat16", "float32", "float64")
 
 
@@ -71,7 +74,7 @@ def as_decays(ema_decay: Any) -> tuple[float, ...]:
 
 def check_policies(nonfinite: Any, axis_name: Any) -> None:
     """What happens around the update."""
-    if nonfinite not in ("raise", "skip", "ignore"):
+    if nonfinite not in ("raise", "skip", "ignore", SKIP_GRADIENT):
         raise ValueError(
             "Expected `nonfinite` to be 'raise', 'skip' or 'ignore', got "
             f"{nonfinite!r}. Choose one of them."

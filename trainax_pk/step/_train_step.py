@@ -10,12 +10,13 @@ import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from trainax_pk._stepper import state_of
-from trainax_pk._tree import global_norm, plain_norm, select
+from trainax_pk._tree import global_norm, plain_norm, select, stays_finite
 from trainax_pk.configuration import AbstractConfiguration, Aux, at_step
 from trainax_pk.step._accumulate import mean_loss, mean_value_and_grad
 from trainax_pk.step._devices import average, per_device
 from trainax_pk.step._keys import stream_key
 from trainax_pk.step._options import (
+    SKIP_GRADIENT,
     NonFinite,
     as_decays,
     check_options,
@@ -78,11 +79,11 @@ def make_train_step(
         ema_decay: Decay d of the moving average, with warm-up min(d, (1+n)/(10+n)); the
             state has to be created with `ema=True`. Several decays keep as many
             averages, of a state created with `ema=` their number.
-        nonfinite: What to do when loss or gradient is not finite. "skip" leaves the
-            update out and counts it. "raise" does that to this and every later update;
-            the engine and the trainers raise FloatingPointError then, a loop of one's
-            own reads `Info.skipped`. "ignore" updates all the same, and saves the
-            check.
+        nonfinite: What to do when loss, gradient or what the optimizer makes of it is
+            not finite. "skip" leaves the update out and counts it. "raise" does that to
+            this and every later update; the engine and the trainers raise
+            FloatingPointError then, a loop of one's own reads `Info.skipped`. "ignore"
+            updates all the same, and saves the check.
         axis_name: Name of the mapped axis over which gradients are averaged, and loss
             and layers' states with them; a `BatchLoss` is refused.
 
@@ -290,11 +291,14 @@ def _guard(
     grad_norm: Array,
     nonfinite: NonFinite,
 ) -> tuple[TrainState, Array]:
-    """The new state, or where loss or gradient is not finite the old one, counted."""
+    """The new state, or where an update is not finite the old one, counted."""
     if nonfinite == "ignore":
         return new, jnp.zeros((), bool)
     # The norm does not overflow while the gradient is finite.
     ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    if nonfinite != SKIP_GRADIENT:
+        # An optimizer may divide a finite gradient by zero.
+        ok = ok & stays_finite(new.params, old.params)
     if nonfinite == "raise":
         ok = ok & (old.num_skipped == 0)
     kept = select(ok, new, old)

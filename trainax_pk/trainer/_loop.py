@@ -18,7 +18,13 @@ from trainax_pk.checkpoint._writer import Frozen
 from trainax_pk.data import ShuffledOrder
 from trainax_pk.engine import ChunkClock, Engine, chunk_size
 from trainax_pk.step import TrainState
-from trainax_pk.trainer._failure import Skips, explain_failure
+from trainax_pk.trainer._failure import (
+    Skips,
+    explain_failure,
+    explain_params,
+    leave_out,
+    stays_finite,
+)
 from trainax_pk.trainer._history import History, HistoryBuilder
 from trainax_pk.trainer._saved import fill_state, freeze, thaw
 from trainax_pk.trainer._watch import Watch
@@ -111,17 +117,28 @@ class Loop:
 
     def _advance(self, count: int, size: int) -> PyTree[Array]:
         """Does one chunk of updates."""
-        before = self.state
-        self.state, records = self._engine.run(
-            before, self.order, self.done, count, size
-        )
-        if self.trainer.devices.team.size > 1:
-            jax.block_until_ready(self.state)
-            records = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), records)
-        self._check(before, records)
+        records = self._update(count, size)
         self._history.add_chunk(records)
-        self.done += count
         self.run.note_updates(records)
+        return records
+
+    def _update(self, count: int, size: int) -> PyTree[Array]:
+        before = self.state
+        new, records = self._engine.run(before, self.order, self.done, count, size)
+        if self.trainer.devices.team.size > 1:
+            jax.block_until_ready(new)
+            records = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), records)
+        if not self._check(before, new, records):
+            if count > 1:
+                # The same programs find the update, so that the bits are those of other
+                # chunks; in halves, so that even where all fail it takes but some dozen
+                # times as long.
+                lengths = (count // 2, count - count // 2)
+                parts = [jax.device_get(self._update(n, size)) for n in lengths]
+                return jax.tree.map(lambda *x: jnp.asarray(np.concatenate(x)), *parts)
+            new = leave_out(before)
+        self.state = new
+        self.done += count
         return records
 
     def _restore(self) -> None:
@@ -135,7 +152,7 @@ class Loop:
         self.state = fill_state(found, self.state)
         series, records = thaw(found, self._history)
         self._watch.restore(records)
-        self._skips.restore(series)
+        self._skips.restore(series, found.meta.get("left_out", ()))
         self._planned = found.meta["num_updates"]
         self._engine = self.trainer.engine_of(found.meta["program"], self._planned)
 
@@ -153,6 +170,7 @@ class Loop:
         def begin() -> Frozen:
             program = self._engine.choice.family
             facts = {"program": program, "num_updates": self._planned}
+            facts["left_out"] = [i for i in self._skips.left_out if i < step]
             held = self.trainer.devices.whole(state)
             return freeze(held, self._history, step, facts)
 
@@ -211,24 +229,34 @@ class Loop:
             self.run.save(self._point())
             raise
 
-    def _check(self, before: TrainState, records: PyTree[Array]) -> None:
-        """The one host round trip of a chunk."""
-        watched = self.trainer.raises or self._skips.limit is not None
-        if not watched or isinstance(records["loss"], jax.core.Tracer):
+    def _check(
+        self, before: TrainState, new: TrainState, records: PyTree[Array]
+    ) -> bool:
+        """The one host round trip of a chunk; whether it is to be kept as it is."""
+        if not self.trainer.watched or isinstance(records["loss"], jax.core.Tracer):
             jax.block_until_ready(records)
-            return
-        message = self._skips.see(self.done, jax.device_get(records))
+            return True
+        kept = stays_finite(new.params, before.params)
+        series, kept = jax.device_get((records, kept))
+        count = len(series["loss"])
+        if not (kept or self.trainer.raises or count == 1):
+            return False
+        message = self._skips.see(self.done, series, kept=bool(kept))
         if self.trainer.raises and message is not None:
-            message = self._explain(before, len(records["loss"]))
-        # The norm of a large but finite gradient may overflow: that is no failure.
+            # The norm of a large but finite gradient may overflow: that is no failure.
+            message = self._explain(before, count)
+            if message is None and not kept:
+                message = explain_params(new.params, self.done, count)
         if message is not None:
             self.run.note_failure(message)
             raise FloatingPointError(message)
+        return bool(kept)
 
     def _explain(self, before: TrainState, count: int) -> str | None:
         return explain_failure(
             self.trainer.step_fn,
             self.trainer._descend(),
+            self.trainer._fast_step,
             before,
             lambda i: self._engine.batch(self.order, i),
             lambda i: self.order.indices(i, 1)[0],

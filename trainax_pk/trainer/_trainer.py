@@ -25,7 +25,7 @@ from trainax_pk.engine import Engine, make_feed
 from trainax_pk.engine._lift import holds_tracers
 from trainax_pk.evaluation import EarlyStopping, Monitor
 from trainax_pk.step import make_train_step
-from trainax_pk.step._options import as_decays
+from trainax_pk.step._options import SKIP_GRADIENT, as_decays
 from trainax_pk.tracker import AbstractTracker
 from trainax_pk.trainer._checks import (
     check_call,
@@ -174,7 +174,7 @@ class Trainer:
         self.optimizer = optimizer
         self.step_fn, self._fast_step = self._steps(nonfinite, options)
         self.trainable = trainable
-        self.raises = nonfinite == "raise"
+        self.raises, self.watched = nonfinite == "raise", nonfinite != "ignore"
         self.max_skipped = check_skips(max_skipped, nonfinite)
         self._program = program
         self._parts = self._compared(nonfinite, options)
@@ -209,19 +209,23 @@ class Trainer:
         return self.devices.replicate_items(items)
 
     def _steps(self, nonfinite: str, options: dict[str, Any]) -> tuple[Any, Any]:
-        """The step, and what runs in its place where records tell of failures.
+        """The step, and what runs in its place where somebody looks after every chunk.
 
         Guarding every update costs a tenth to a quarter of a small one. Where the run
-        ends at the first failure anyway, chunks run unguarded.
+        ends at the first failure anyway, chunks run unguarded; where updates are skipped,
+        what an optimizer makes of a finite gradient is looked at after a chunk.
         """
-        kinds = (nonfinite, "ignore" if nonfinite == "raise" else nonfinite)
-        guarded, fast = (
-            make_train_step(
-                self.configuration, self.optimizer, nonfinite=kind, **options
+
+        def make(kind: str) -> Any:
+            return self.devices.split_batches(
+                make_train_step(
+                    self.configuration, self.optimizer, nonfinite=kind, **options
+                )
             )
-            for kind in kinds
-        )
-        return self.devices.split_batches(guarded), self.devices.split_batches(fast)
+
+        guarded = make(nonfinite)
+        trusting = {"raise": "ignore", "skip": SKIP_GRADIENT}
+        return guarded, make(trusting[nonfinite]) if nonfinite in trusting else guarded
 
     def _descend(self) -> Any:
         """The step by plain gradient descent, without clipping and averages."""
@@ -275,10 +279,10 @@ class Trainer:
             The trained model, and the history; stacked for an ensemble.
 
         Raises:
-            FloatingPointError: A loss or gradient was not finite; the message names the
-                update, its windows and the leaves. Inside `jax.jit` nothing can be
-                raised: there all updates from the first such one on are left out, and
-                `history.state.num_skipped` counts them.
+            FloatingPointError: A loss, a gradient or what the optimizer made of it was not
+                finite; the message names the update, its windows and the leaves. Inside
+                `jax.jit` nothing can be raised: there all updates from the first such
+                one on are left out, and `history.state.num_skipped` counts them.
             ValueError: A model without trainable leaves, that cannot take the state or
                 changes its shape or dtype; no key, or another number of keys than of
                 models; `run_dir` for an ensemble; RunChanged where `run_dir` holds a run

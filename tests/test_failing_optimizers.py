@@ -1,0 +1,171 @@
+"""Optimizers that make of a finite gradient what is not: seen at once, and never kept."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import trainax_pk as tx
+from trainax_pk.checkpoint import Policy, Segment
+
+DATA = jax.random.normal(jax.random.key(0), (4, 9, 3))
+KEY = jax.random.key(5)
+TOTAL = 24
+
+
+def linear(key=jax.random.key(1)):
+    return eqx.nn.Linear(3, 3, key=key)
+
+
+def dividing(fails):
+    """Gradient descent that divides by zero where `fails(count, gradient)`."""
+
+    def update(grads, count, params=None):
+        bad = fails(count, grads)
+        return jax.tree.map(
+            lambda g: -0.05 * g / jnp.where(bad, 0, 1), grads
+        ), count + 1
+
+    return optax.GradientTransformation(lambda _: jnp.zeros((), jnp.int32), update)
+
+
+def at(number):
+    return dividing(lambda count, grads: count == number)
+
+
+def now_and_then():
+    """Fails by the batch alone, several times and sometimes twice in a row."""
+    return dividing(lambda count, grads: grads.weight[0, 0] > 0.1)
+
+
+def make(optimizer, **options):
+    options = {
+        "num_training_steps": TOTAL,
+        "batch_size": 2,
+        "checkpoints": Policy(every_seconds=None, every_steps=5),
+        "progress": False,
+        **options,
+    }
+    return tx.trainer.SupervisedTrainer(DATA, optimizer=optimizer, **options)
+
+
+@pytest.fixture(scope="module")
+def by_hand():
+    """Update by update, with the step that guards itself: state, and what it skipped."""
+    trainer = make(now_and_then(), nonfinite="skip", ema_decay=0.9)
+    model = linear()
+    step, skipped = jax.jit(trainer.step_fn), []
+    order_key, state_key = jax.random.split(KEY)
+    order = tx.data.ShuffledOrder(len(trainer.windows), 2, order_key)
+    state = tx.TrainState.create(model, trainer.optimizer, key=state_key, ema=True)
+    for i in range(TOTAL):
+        state, info = step(state, trainer.windows[order.indices(i, 1)[0]])
+        assert np.isfinite(info.loss) and np.isfinite(info.grad_norm)
+        skipped.append(bool(info.skipped))
+    return state, skipped
+
+
+@pytest.mark.parametrize("number", [11, TOTAL - 1])
+def test_a_run_ends_at_that_very_update(number, tmp_path):
+    # The last update has no loss after it that could tell.
+    message = (
+        rf"at update {number} \(windows \[\d+, \d+\]\); what the optimizer makes is not "
+        r"finite in all leaves \(\.weight, \.bias\)"
+    )
+    trainer = make(at(number))
+    with pytest.raises(FloatingPointError, match=message):
+        trainer(linear(), key=KEY, run_dir=tmp_path)
+    found, match = tx.checkpoint.load_model(tmp_path, linear())
+    assert match.step == number - number % 5 and np.isfinite(found.weight).all()
+    assert "what the optimizer makes" in (tmp_path / "events.jsonl").read_text()
+    if number == TOTAL - 1:
+        with pytest.raises(FloatingPointError, match=f"at update {number}"):
+            trainer(linear(), key=KEY)
+
+
+def test_skipped_updates_leave_everything_as_it_was(by_hand, tmp_path):
+    trainer = make(now_and_then(), nonfinite="skip", ema_decay=0.9)
+    _, history = trainer(linear(), key=KEY)
+    expected, skipped = by_hand
+    count = sum(skipped)
+    assert 2 <= count < TOTAL - 2 and int(history.state.num_skipped) == count
+    for a, b in (
+        (history.state.params, expected.params),
+        (history.state.ema, expected.ema),
+    ):
+        np.testing.assert_allclose(a.weight, b.weight, rtol=1e-12)
+    # Stopped and taken up: the same bits, whatever the chunks.
+    for _ in range(2):
+        trainer(linear(), key=KEY, run_dir=tmp_path, segment=Segment(epochs=0.4))
+    _, resumed = trainer(linear(), key=KEY, run_dir=tmp_path)
+    assert int(resumed.state.num_skipped) == count
+    for name in ("params", "ema", "opt_state"):
+        assert eqx.tree_equal(
+            getattr(resumed.state, name), getattr(history.state, name)
+        )
+    assert np.array_equal(resumed.loss, history.loss)
+    # Inside jit nobody looks after a chunk: the step guards itself.
+    inside = jax.jit(lambda m: trainer(m, key=KEY)[1].state)(linear())
+    assert int(inside.num_skipped) == count
+    np.testing.assert_allclose(inside.params.weight, expected.params.weight, rtol=1e-12)
+
+
+def test_they_count_among_those_in_a_row(by_hand, tmp_path):
+    _, skipped = by_hand
+    most = max(map(len, "".join("01"[s] for s in skipped).split("0")))
+    end = next(i for i in range(TOTAL) if all(skipped[max(0, i - most + 1) : i + 1]))
+    message = f"at most {most - 1} updates in a row .* up to update {end}"
+
+    def train(limit, **options):
+        trainer = make(
+            now_and_then(), nonfinite="skip", ema_decay=0.9, max_skipped=limit
+        )
+        return trainer(linear(), key=KEY, **options)
+
+    train(most)
+    with pytest.raises(FloatingPointError, match=message):
+        train(most - 1)
+    # Counted across a stop in the middle of them.
+    assert most > 1
+    train(most - 1, run_dir=tmp_path, segment=Segment(epochs=end / 16))
+    with pytest.raises(FloatingPointError, match=message):
+        train(most - 1, run_dir=tmp_path)
+
+
+def test_members_fail_alone():
+    keys = jax.random.split(KEY, 2)
+    models = eqx.filter_vmap(linear)(keys)
+    trainer = make(now_and_then(), nonfinite="skip")
+    trainer.engine.vmapped = True
+    _, together = trainer(models, key=keys, ensemble=True)
+    for i in range(2):
+        member = jax.tree.map(lambda x, i=i: x[i], models)
+        _, alone = trainer(member, key=keys[i])
+        assert together.state.num_skipped[i] == alone.state.num_skipped
+        np.testing.assert_allclose(
+            together.state.params.weight[i], alone.state.params.weight, rtol=1e-12
+        )
+    assert together.state.num_skipped.sum() > 0
+    ending = make(at(TOTAL - 1))
+    with pytest.raises(FloatingPointError, match=r"members \[0, 1\] in the updates"):
+        ending(models, key=keys, ensemble=True)
+
+
+def test_what_was_infinite_before_may_stay_so():
+    class Masked(eqx.Module):
+        linear: eqx.Module
+        mask: jax.Array
+
+        def __call__(self, u):
+            return self.linear(u) * jnp.exp(self.mask)
+
+    model = Masked(linear(), jnp.array([0.0, -jnp.inf, 0.0]))
+    trained, _ = make(optax.sgd(1e-2))(model, key=KEY)
+    assert trained.mask[1] == -jnp.inf and jnp.isfinite(trained.linear.weight).all()
+
+
+def test_ignoring_goes_on():
+    model, history = make(at(11), nonfinite="ignore")(linear(), key=KEY)
+    assert not jnp.isfinite(model.weight).any() and history.loss.shape == (TOTAL,)
