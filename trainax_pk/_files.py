@@ -236,6 +236,8 @@ class LocalFiles(AbstractFiles):
 
 def make_folder(folder: Path) -> None:
     """Makes a folder and those above it, durably."""
+    if folder.is_dir():
+        return
     missing = [p for p in (folder, *folder.parents) if not p.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in reversed(missing):

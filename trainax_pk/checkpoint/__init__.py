@@ -8,7 +8,7 @@ from trainax_pk.checkpoint._run_base import Segment
 from trainax_pk.checkpoint._start import Start
 from trainax_pk.checkpoint._store import CheckpointDamaged
 from trainax_pk.checkpoint._team import ProcessLost
-from trainax_pk.checkpoint._writer import NotFinite
+from trainax_pk.checkpoint._writer import NotFinite, SaveFailed
 
 __all__ = [
     "CheckpointDamaged",
@@ -17,6 +17,7 @@ __all__ = [
     "Policy",
     "ProcessLost",
     "RunChanged",
+    "SaveFailed",
     "Segment",
     "Start",
     "load_model",

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from trainax_pk._tree import check_count
 from trainax_pk.checkpoint._arrays import compare_leaves, name_leaves, restore_leaf
 from trainax_pk.checkpoint._store import Checkpoint, Store
 
@@ -61,7 +62,8 @@ def load_model(
     Raises:
         FileNotFoundError: No checkpoint, or none of that step.
         CheckpointDamaged: None is valid, or that of `step` is not.
-        ValueError: Leaves that do not fit, without `partial`; no moving average.
+        ValueError: Leaves that do not fit, without `partial`; no moving average; an
+            average or a step that is no such number.
 
     Example:
         >>> import tempfile
@@ -86,6 +88,7 @@ def load_model(
             f"Expected `weights` to be 'current' or 'ema', got {weights!r}. Choose one "
             "of them."
         )
+    average = check_count("average", average)
     found = find(Path(run_dir).expanduser(), step)
     averaged = "state.ema" if average == 1 else f"state.more_ema[{average - 2}]"
     trained = "state.params" if weights == "current" else averaged
@@ -129,6 +132,8 @@ def no_average(run_dir: Any, number: int = 1) -> ValueError:
 
 def find(run_dir: Path, step: int | None) -> Checkpoint:
     """A checkpoint of a run, or its newest; nothing is moved."""
+    if step is not None:
+        step = check_count("step", step, minimum=0)
     store = Store(run_dir / "checkpoints")
     steps = store.steps()
     if not steps or (step is not None and step not in steps):

@@ -1,8 +1,10 @@
 """Metrics of a run, one line of JSON each, none twice."""
 
+import contextlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from trainax_pk._files import sync_folder
+from trainax_pk._files import LocalFiles, make_folder, sync_folder
 from trainax_pk.checkpoint._arrays import is_key
 
 Line = tuple[int, dict[str, Any]]
@@ -48,6 +50,7 @@ class MetricLog:
         self.every = every
         self._listener = listener
         self._pending: list[tuple[int, str, Any]] = []
+        self._unwritten: list[str] = []
         self._tail: dict[str, np.ndarray] = {}
         self._done = 0
 
@@ -60,11 +63,18 @@ class MetricLog:
         """
         self._done, self._pending = done, []
         self._tail = {k: x[done - done % self.every :] for k, x in series.items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         self.path.touch()
-        with self.path.open("r+b") as file:
-            file.truncate(_length_up_to(file.read(), done))
-        sync_folder(self.path.parent)
+        content = self.path.read_bytes()
+        kept, damaged = _lines_up_to(content, done)
+        if damaged:
+            _tell(self.path, damaged)
+        if content.startswith(kept):
+            with self.path.open("r+b") as file:
+                file.truncate(len(kept))
+            sync_folder(self.path.parent)
+        else:
+            LocalFiles(self.path.parent).write(self.path.name, kept)
 
     def add_record(self, step: int, name: str, value: Any) -> None:
         """What a callback returned; written with the next chunk, when it is computed."""
@@ -96,9 +106,9 @@ class MetricLog:
 
     def settle(self) -> None:
         """Makes what was written durable."""
-        if self.path.exists():
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())
+        # Somebody may have removed it.
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
+            os.fsync(file.fileno())
 
     def _take_records(self) -> list[Line]:
         pending, self._pending = self._pending, []
@@ -110,19 +120,43 @@ class MetricLog:
         return lines
 
     def _append(self, lines: list[Line]) -> None:
-        if lines:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            text = [json.dumps({"step": step, **values}) for step, values in lines]
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n".join(text) + "\n")
+        waited = bool(self._unwritten)
+        self._unwritten += [json.dumps({"step": n, **values}) for n, values in lines]
+        if self._unwritten:
+            try:
+                self._write("\n".join(self._unwritten).encode() + b"\n")
+                self._unwritten = []
+            except OSError as error:
+                if not waited:
+                    warnings.warn(
+                        f"{self.path} cannot be written to ({error}). Training goes on; "
+                        "the lines are kept, and written when that is possible.",
+                        RuntimeWarning,
+                        stacklevel=4,
+                    )
         if self._listener is not None:
             for step, values in lines:
                 rest = {k: x for k, x in values.items() if k != "callback"}
                 self._listener(step, rest)
 
+    def _write(self, content: bytes) -> None:
+        """Appends all of it or, where the disk is full, nothing."""
+        make_folder(self.path.parent)
+        with self.path.open("ab", buffering=0) as file:
+            length = file.tell()
+            try:
+                while content:
+                    content = content[file.write(content) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(length)
+                raise
+
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a metric log; one that was torn at the end is left out.
+
+    So is any other that is damaged, with a warning that names it.
 
     Args:
         path: The file, `metrics.jsonl` of a run directory.
@@ -131,7 +165,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         A dict for each line. Numbers that are not finite are None.
 
     Raises:
-        ValueError: A line that is no JSON, other than the last.
+        FileNotFoundError: No such file.
 
     Example:
         >>> import pathlib, tempfile
@@ -142,25 +176,53 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         ...     read_metrics(path)
         [{'step': 100, 'loss': 0.5}]
     """
-    lines = Path(path).read_bytes().split(b"\n")
     # What follows the last line end is empty, or torn.
-    return [json.loads(line) for line in lines[:-1]]
+    lines = Path(path).read_bytes().split(b"\n")[:-1]
+    values = [_read_line(line) for line in lines]
+    damaged = [i for i, value in enumerate(values, 1) if value is None]
+    if damaged:
+        _tell(Path(path), damaged)
+    return [value for value in values if value is not None]
 
 
-def _length_up_to(content: bytes, done: int) -> int:
-    """Bytes of the lines that a run at this step has behind it."""
-    length = 0
-    for line in content.splitlines(keepends=True):
-        try:
-            value = json.loads(line) if line.endswith(b"\n") else {}
-            step = value["step"]
-        except (ValueError, KeyError, TypeError):
-            return length
+def _read_line(line: bytes) -> dict[str, Any] | None:
+    """What a line says, or None for one that is not what was written."""
+    try:
+        value = json.loads(line)
+        return value if isinstance(value["step"], int) else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _lines_up_to(content: bytes, done: int) -> tuple[bytes, list[int]]:
+    """The lines that a run at this step has behind it, and numbers of damaged ones."""
+    kept, damaged, seen, last = [], [], set(), 0
+    for i, line in enumerate(content.split(b"\n")[:-1], 1):
+        value = _read_line(line)
+        step = None if value is None else value["step"]
+        if (
+            step is None
+            or step < last
+            or (what := (step, value.get("callback"))) in seen
+        ):
+            damaged.append(i)
         # A callback at this very step runs again.
-        if step > done or (step == done and "callback" in value):
-            return length
-        length += len(line)
-    return length
+        elif step < done or (step == done and "callback" not in value):
+            kept.append(line + b"\n")
+            seen.add(what)
+            last = step
+    return b"".join(kept), damaged
+
+
+def _tell(path: Path, damaged: list[int]) -> None:
+    shown = ", ".join(map(str, damaged[:8])) + (", ..." if len(damaged) > 8 else "")
+    which = f"lines {shown} are" if len(damaged) > 1 else f"line {shown} is"
+    warnings.warn(
+        f"{path}: {which} damaged, and left out; the others are kept, and checkpoints "
+        "hold all losses and results.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def _small_values(name: str, value: Any) -> dict[str, Any]:

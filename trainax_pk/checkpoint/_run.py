@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
+from trainax_pk._files import make_folder
 from trainax_pk._lock import hold_lock
 from trainax_pk._signals import Interrupts
 from trainax_pk.checkpoint._arrays import compare_leaves
@@ -24,8 +25,13 @@ from trainax_pk.checkpoint._load import Match
 from trainax_pk.checkpoint._log import MetricLog
 from trainax_pk.checkpoint._policy import Policy, Schedule
 from trainax_pk.checkpoint._run_base import AbstractRun, Point, Segment, Verdict
-from trainax_pk.checkpoint._store import Checkpoint, CheckpointDamaged, Store
-from trainax_pk.checkpoint._writer import Frozen, NotFinite, Writer
+from trainax_pk.checkpoint._store import (
+    Checkpoint,
+    CheckpointDamaged,
+    NotRemoved,
+    Store,
+)
+from trainax_pk.checkpoint._writer import Frozen, NotFinite, SaveFailed, Writer
 from trainax_pk.tracker import AbstractTracker
 from trainax_pk.tracker._queue import Tracking
 
@@ -78,7 +84,7 @@ class Run(AbstractRun):
         self._wait = policy.every_seconds
 
     def __enter__(self) -> "Run":
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with self._stack as stack:
             stack.enter_context(
                 hold_lock(
@@ -304,14 +310,30 @@ class Run(AbstractRun):
         """Waits for the last save; what went wrong with it is an error of the run."""
         error = self._writer.take_error()
         self._interrupts.saving = False
-        if isinstance(error, NotFinite):
+        if error is None or isinstance(error, NotFinite | NotRemoved):
             self._tell(error)
-        elif error is not None:
-            self._saved = -1
-            raise error
+            return
+        done, self._saved = self._saved, -1
+        steps = self._store.steps()
+        raise SaveFailed(
+            f"Expected to save the state after {done} updates in {self.folder}, got "
+            f"{type(error).__name__}: {error}. Make room, or mend what it names, and call "
+            "again with the same run_dir: the run goes on from "
+            f"{f'step {steps[-1]}' if steps else 'its beginning'} and ends in the same "
+            "bits. The model is this exception's `model`.",
+            done,
+        ) from error
 
     def _tell(self, error: BaseException | None) -> None:
-        if error is not None:
+        if isinstance(error, NotRemoved):
+            warnings.warn(
+                f"Older checkpoints could not be removed ({error}). The newest was saved, "
+                "and training goes on; they take up space until the next start removes "
+                "them.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        elif error is not None:
             warnings.warn(
                 f"A save failed ({type(error).__name__}: {error}). Training goes on; "
                 "older checkpoints are untouched, and the next save is tried as usual.",
@@ -335,9 +357,17 @@ class Run(AbstractRun):
     def _note(self, event: str, step: int, **values: Any) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         line = json.dumps({"time": now, "event": event, "step": step, **values})
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            make_folder(self.folder)
+            with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            warnings.warn(
+                f"{self.folder / 'events.jsonl'} cannot be written to ({error}); it lacks "
+                f"{line}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     @contextlib.contextmanager
     def _timed(self) -> Any:

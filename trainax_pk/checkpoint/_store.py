@@ -1,9 +1,11 @@
 """Checkpoints in a folder: whole or not there, verified, kept as long as asked."""
 
+import contextlib
 import dataclasses
 import os
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ from trainax_pk._files import (
     LocalFiles,
     find_damage,
     fingerprints,
+    make_folder,
     read_sealed,
     seal,
     sync_folder,
@@ -35,6 +38,20 @@ ARRAYS = "arrays"
 _PASSING = "."
 _PASSING_NAME = re.compile(r"\.\d{12}\.(writing|removing)")
 _DAMAGED = "damaged"
+# How often a checkpoint is begun whose folder somebody removes meanwhile, and how long that
+# may take.
+_ATTEMPTS = 3
+_PAUSE = 0.2
+
+
+class NotRemoved(OSError):
+    """Checkpoints that need not be kept could not be removed; all others are whole.
+
+    Example:
+        >>> from trainax_pk.checkpoint._store import NotRemoved
+        >>> str(NotRemoved("that of step 10: Permission denied"))
+        'that of step 10: Permission denied'
+    """
 
 
 class CheckpointDamaged(RuntimeError):
@@ -100,6 +117,8 @@ class Store:
     ) -> None:
         """Writes, verifies and commits a checkpoint.
 
+        Where the folder is removed meanwhile it is made again, and the checkpoint too.
+
         Args:
             step: Number of updates done.
             arrays: Arrays by path, on the host or on devices.
@@ -112,20 +131,35 @@ class Store:
         final = self._path(step)
         if final.exists():
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        passing = self.folder / f"{_PASSING}{final.name}.writing"
-        try:
-            shutil.rmtree(passing, ignore_errors=True)
-            passing.mkdir()
-            leaves = make_leaves(arrays)
-            write_arrays(passing / ARRAYS, leaves)
-            self._write_manifest(passing, step, [leaf for leaf, _ in leaves], meta)
-            self._verify(passing, step)
-            os.rename(passing, final)
-            sync_folder(self.folder)
-        except BaseException:
-            shutil.rmtree(passing, ignore_errors=True)
-            raise
+        leaves = make_leaves(arrays)
+        for left in reversed(range(_ATTEMPTS)):
+            passing = self.folder / f"{_PASSING}{final.name}.writing"
+            try:
+                self._commit(passing, final, step, leaves, meta)
+                return
+            except Exception as error:
+                # Orbax has errors of its own for it; a full disk is another matter.
+                gone = isinstance(error, FileNotFoundError)
+                gone |= not (isinstance(error, OSError) or passing.exists())
+                shutil.rmtree(passing, ignore_errors=True)
+                if not (gone and left):
+                    raise
+                time.sleep(_PAUSE)
+            except BaseException:
+                shutil.rmtree(passing, ignore_errors=True)
+                raise
+
+    def _commit(
+        self, passing: Path, final: Path, step: int, leaves: list[Any], meta: Any
+    ) -> None:
+        make_folder(self.folder)
+        shutil.rmtree(passing, ignore_errors=True)
+        passing.mkdir()
+        write_arrays(passing / ARRAYS, leaves)
+        self._write_manifest(passing, step, [leaf for leaf, _ in leaves], meta)
+        self._verify(passing, step)
+        os.rename(passing, final)
+        sync_folder(self.folder)
 
     def read(self, step: int) -> Checkpoint:
         """Reads and verifies one checkpoint.
@@ -173,16 +207,26 @@ class Store:
 
         Args:
             keep: `steps, ascending -> those to keep`.
+
+        Raises:
+            NotRemoved: The file system refused; all that can go is gone.
         """
-        steps = self.steps()
+        steps, problems = self.steps(), []
         for step in sorted(set(steps[:-1]) - keep(steps)):
-            self.remove(step)
+            try:
+                self.remove(step)
+            except OSError as error:
+                problems.append(f"that of step {step}: {error}")
+        if problems:
+            raise NotRemoved("; ".join(problems))
 
     def remove(self, step: int) -> None:
         """Removes a checkpoint; half removed it is no checkpoint."""
         passing = self.folder / f"{_PASSING}{self._path(step).name}.removing"
-        os.rename(self._path(step), passing)
-        shutil.rmtree(passing)
+        # Who has removed it already has done no harm.
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self._path(step), passing)
+            shutil.rmtree(passing)
 
     def tidy(self) -> None:
         """Removes what a process that was killed left half written or half removed."""
@@ -190,7 +234,18 @@ class Store:
             for path in self.folder.iterdir():
                 # Others may keep files of their own here.
                 if _PASSING_NAME.fullmatch(path.name):
-                    shutil.rmtree(path)
+                    self._tidy_one(path)
+
+    def _tidy_one(self, path: Path) -> None:
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            warnings.warn(
+                f"{path}, left by a process that was killed or could not remove it, cannot "
+                f"be removed ({error}). It is not read: remove it by hand.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     def _path(self, step: int) -> Path:
         return self.folder / f"{step:012d}"

@@ -28,6 +28,25 @@ class NotFinite(RuntimeError):
     """
 
 
+class SaveFailed(OSError):
+    """The last save of a run did not work: its folder ends before its training.
+
+    Attributes:
+        step: Number of updates done.
+        model: The model after them, where the trainer that raises this knows it.
+
+    Example:
+        >>> from trainax_pk.checkpoint import SaveFailed
+        >>> SaveFailed("the disk is full", 100).step
+        100
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+        self.model: Any = None
+
+
 class Writer:
     """Writes checkpoints in a thread of its own, in the order of their steps."""
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
 from trainax_pk.callback import Context
-from trainax_pk.checkpoint import Start
+from trainax_pk.checkpoint import SaveFailed, Start
 from trainax_pk.checkpoint._run_base import AbstractRun, Point
 from trainax_pk.checkpoint._writer import Frozen
 from trainax_pk.data import ShuffledOrder
@@ -74,6 +74,13 @@ class Loop:
 
     def train(self) -> tuple[PyTree[Any], History]:
         """Runs to the end, or to where it stops."""
+        try:
+            return self._train()
+        except SaveFailed as error:
+            error.model = self.state.model
+            raise
+
+    def _train(self) -> tuple[PyTree[Any], History]:
         team, total = self.trainer.devices.team, self.total
         # Traced once for all, a run has no time that could be measured.
         traced = any(

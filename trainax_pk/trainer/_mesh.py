@@ -192,7 +192,7 @@ class Devices:
         def one(path: Any, x: Any) -> NamedSharding:
             name = keystr(path)
             if self._split_params and name.startswith(_SPLIT) and x.ndim:
-                return NamedSharding(self._mesh, self._rule(name, x))
+                return _sharding(self._mesh, self._rule(name, x), name, x)
             return self._whole
 
         return jax.tree_util.tree_map_with_path(one, state)
@@ -205,6 +205,23 @@ class Devices:
             return PartitionSpec()
         axis = max(fitting, key=lambda i: x.shape[i])
         return PartitionSpec(*[None] * axis, self._axes)
+
+
+def _sharding(mesh: Mesh, spec: Any, path: str, x: Any) -> NamedSharding:
+    """What a rule says of an array, or a ValueError that says what to return."""
+    reason = "which is no PartitionSpec"
+    if isinstance(spec, PartitionSpec):
+        try:
+            sharding = NamedSharding(mesh, spec)
+            sharding.shard_shape(x.shape)
+            return sharding
+        except (ValueError, TypeError) as error:
+            reason = f"which does not fit ({str(error).splitlines()[0]})"
+    raise ValueError(
+        f"Expected the rule `parameters` to return a PartitionSpec for {path}, "
+        f"{x.dtype}{list(x.shape)}, on a mesh of {dict(mesh.shape)}, got {spec!r}, "
+        f"{reason}. Return PartitionSpec() for an array that every device is to have whole."
+    )
 
 
 def _constrained(x: Any, sharding: NamedSharding) -> Any:

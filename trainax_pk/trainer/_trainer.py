@@ -288,6 +288,7 @@ class Trainer:
                 models; `run_dir` for an ensemble; RunChanged where `run_dir` holds a run
                 of something else; a callback whose results change their form.
             CheckpointDamaged: `run_dir` holds checkpoints, and none is valid.
+            SaveFailed: The last state could not be saved; the exception has the model.
             TimeoutError: Another process is at work in `run_dir`.
             KeyboardInterrupt: SIGINT, after saving; SIGTERM raises SystemExit(143).
         """
@@ -341,6 +342,7 @@ class Trainer:
             "early_stopping": self.early_stopping,
             "monitors": self.monitors,
             "log_every": self.log_every,
+            "max_skipped": self.max_skipped,
             "devices": self.devices.count,
         }
         run = Run(

@@ -1,0 +1,260 @@
+"""What goes wrong around a run: told as what it is, and never more lost than that."""
+
+import json
+import os
+import resource
+import shutil
+
+import equinox as eqx
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+import trainax_pk as tx
+from trainax_pk import _files
+from trainax_pk.checkpoint import Policy, SaveFailed, Segment, _store, read_metrics
+from trainax_pk.checkpoint._log import MetricLog
+from trainax_pk.checkpoint._store import Store
+
+DATA = jax.random.normal(jax.random.key(0), (4, 9, 3))
+KEY = jax.random.key(5)
+TOTAL = 24
+SERIES = {"loss": np.arange(40.0), "grad_norm": np.arange(40.0) ** 2}
+
+
+def linear():
+    return eqx.nn.Linear(3, 3, key=jax.random.key(1))
+
+
+def make(**options):
+    options = {
+        "optimizer": optax.sgd(1e-2),
+        "num_training_steps": TOTAL,
+        "batch_size": 8,
+        "checkpoints": Policy(every_seconds=None, every_steps=6, keep_last=1),
+        "progress": False,
+        **options,
+    }
+    return tx.trainer.SupervisedTrainer(DATA, **options)
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    """One for all: it is compiled once."""
+    return make()
+
+
+@pytest.fixture(scope="module")
+def alone(trainer):
+    return trainer(linear(), key=KEY)[0]
+
+
+def steps(run_dir):
+    return sorted(int(p.name) for p in (run_dir / "checkpoints").iterdir())
+
+
+# The metric log.
+
+
+def write_log(path, start=0, stop=40):
+    log = MetricLog(path, 4)
+    log.resume(start, {k: x[:start] for k, x in SERIES.items()})
+    for a in range(start, stop, 10):
+        log.add_record(a, "norm", np.float64(a))
+        log.add_updates({k: x[a : a + 10] for k, x in SERIES.items()})
+    log.flush()
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line[:7],
+        lambda line: b"",
+        lambda line: line.replace(b'"step": ', b'"step": "'),
+        lambda line: line.replace(b"step", b"stop"),
+        lambda line: b"\xff" + line[1:],
+        # Another's: what was written for it is still there.
+        lambda line: b'{"step": 4, "loss": 1.5, "grad_norm": 3.5}',
+        lambda line: b'{"step": 3, "loss": 1.5, "grad_norm": 3.5}',
+    ],
+)
+def test_a_damaged_line_costs_that_line_alone(damage, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = write_log(path).split(b"\n")
+    broken = [*lines[:3], damage(lines[3]), *lines[4:]]
+    assert json.loads(lines[3])["step"] == 10 and len(lines) == 15
+    # Taken up where it was, before it, and with the last line torn as well.
+    for content, start in (
+        (b"\n".join(broken), 40),
+        (b"\n".join(broken), 20),
+        (b"\n".join(broken)[:-3], 20),
+    ):
+        path.write_bytes(content)
+        with pytest.warns(RuntimeWarning, match=r"metrics\.jsonl: line 4 is damaged"):
+            again = write_log(path, start)
+        assert again == b"\n".join([*lines[:3], *lines[4:]])
+    path.write_bytes(b"\n".join(broken))
+    if damage(lines[3])[:8] != b'{"step":':
+        with pytest.warns(RuntimeWarning, match="line 4 is damaged, and left out"):
+            found = read_metrics(path)
+        assert found == [json.loads(x) for x in [*lines[:3], *lines[4:-1]]]
+
+
+def test_lines_wait_while_the_disk_is_full(tmp_path):
+    whole = write_log(tmp_path / "whole")
+    log = MetricLog(tmp_path / "metrics.jsonl", 4)
+    log.resume(0, {k: x[:0] for k, x in SERIES.items()})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for a in range(0, 40, 10):
+        log.add_record(a, "norm", np.float64(a))
+        part = {k: x[a : a + 10] for k, x in SERIES.items()}
+        if a == 10:
+            # The kernel itself takes a part of a line, and then no more.
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (log.path.stat().st_size + 9, hard)
+            )
+            with pytest.warns(RuntimeWarning, match=r"cannot be written to .*go"):
+                log.add_updates(part)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            assert whole.startswith(log.path.read_bytes())
+        else:
+            log.add_updates(part)
+    log.flush()
+    assert log.path.read_bytes() == whole
+
+
+# Checkpoints.
+
+
+def test_what_cannot_be_removed_is_no_failed_save(trainer, tmp_path, monkeypatch):
+    rmtree = shutil.rmtree
+
+    def stubborn(path, *args, **kwargs):
+        if str(path).endswith("6.removing"):
+            raise PermissionError(13, "Permission denied", str(path))
+        rmtree(path, *args, **kwargs)
+
+    monkeypatch.setattr(_store.shutil, "rmtree", stubborn)
+    with pytest.warns(RuntimeWarning) as caught:
+        trainer(linear(), key=KEY, run_dir=tmp_path)
+    (message,) = [str(w.message) for w in caught]
+    assert message.startswith("Older checkpoints could not be removed (that of step 6")
+    left, *others = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert left == ".000000000006.removing" and others == [f"{TOTAL:012d}"]
+    # A start that cannot remove it goes on; the next one can.
+    with pytest.warns(RuntimeWarning, match="remove it by hand"):
+        trainer(linear(), key=KEY, run_dir=tmp_path)
+    monkeypatch.undo()
+    trainer(linear(), key=KEY, run_dir=tmp_path)
+    assert steps(tmp_path) == [TOTAL]
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize("step", [12, TOTAL])
+def test_a_folder_that_is_deleted_during_a_save(
+    step, where, trainer, alone, tmp_path, monkeypatch
+):
+    write, run_dir, armed = _store.write_arrays, tmp_path / "run", [True]
+
+    def deleting(folder, leaves):
+        due = f"{step:012d}" in str(folder) and armed
+        if due and where == "before":
+            armed.clear()
+            shutil.rmtree(run_dir)
+        write(folder, leaves)
+        if due and where == "after":
+            armed.clear()
+            shutil.rmtree(run_dir)
+
+    monkeypatch.setattr(_store, "write_arrays", deleting)
+    model, _ = trainer(linear(), key=KEY, run_dir=run_dir)
+    assert not armed and eqx.tree_equal(model, alone)
+    assert steps(run_dir) == [TOTAL]
+    found, _ = tx.checkpoint.load_model(run_dir, linear())
+    assert eqx.tree_equal(found, alone)
+
+
+def test_the_result_is_not_lost_with_the_last_save(
+    trainer, alone, tmp_path, monkeypatch
+):
+    def full(folder, leaves):
+        raise OSError(28, "No space left on device")
+
+    stop = Segment(epochs=2)
+    trainer(linear(), key=KEY, run_dir=tmp_path, segment=stop)
+    monkeypatch.setattr(_store, "write_arrays", full)
+    message = rf"{TOTAL} updates in {tmp_path}.*No space left.*goes on from step 8 "
+    with (
+        pytest.warns(RuntimeWarning, match="A save failed"),
+        pytest.raises(SaveFailed, match=message) as caught,
+    ):
+        trainer(linear(), key=KEY, run_dir=tmp_path)
+    assert caught.value.step == TOTAL and eqx.tree_equal(caught.value.model, alone)
+    monkeypatch.undo()
+    assert eqx.tree_equal(trainer(linear(), key=KEY, run_dir=tmp_path)[0], alone)
+
+
+def test_folders_that_are_made_are_made_durably(trainer, tmp_path, monkeypatch):
+    synced, fsync = set(), os.fsync
+
+    def noted(descriptor):
+        synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(_files.os, "fsync", noted)
+    stop = Segment(epochs=1)
+    trainer(linear(), key=KEY, run_dir=tmp_path / "a" / "b", segment=stop)
+    made = (tmp_path, tmp_path / "a", tmp_path / "a" / "b")
+    assert {str(p) for p in made} <= synced
+    Store(tmp_path / "c" / "d").write(1, {"x": np.ones(2)}, {})
+    assert {str(tmp_path), str(tmp_path / "c"), str(tmp_path / "c" / "d")} <= synced
+
+
+# What is compared, and what is refused.
+
+
+def test_the_most_that_may_be_skipped_may_change(tmp_path):
+    stop = Segment(epochs=1)
+    for limit in (3, 4):
+        skipping = make(nonfinite="skip", max_skipped=limit)
+        skipping(linear(), key=KEY, run_dir=tmp_path, segment=stop)
+    events = (tmp_path / "events.jsonl").read_text().splitlines()
+    changed = [json.loads(x).get("changed") for x in events]
+    assert changed[2] == {"max_skipped": "3 was saved, now 4"}
+
+
+RULES = {
+    "nothing": (lambda path, x: None, r"got None, which is no PartitionSpec"),
+    "a name": (lambda path, x: "data", r"\.params\.weight.*got 'data', which is no"),
+    "no such axis": (lambda path, x: PartitionSpec("rows"), "not found in mesh"),
+    "not divided": (
+        lambda path, x: PartitionSpec("data"),
+        r"\[3, 3\], on a .*'data': 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_that_give_no_sharding_are_refused(name):
+    rule, message = RULES[name]
+    sharded = make(mesh=jax.make_mesh((4,), ("data",)), parameters=rule)
+    with pytest.raises(ValueError, match=message):
+        sharded(linear(), key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"average": "a"}, "`average` to be an integer >= 1, got 'a'"),
+        ({"average": 0}, "`average` to be an integer >= 1, got 0"),
+        ({"average": True}, "`average` to be an integer >= 1, got True"),
+        ({"step": "a"}, "`step` to be an integer >= 0, got 'a'"),
+        ({"step": -1}, "`step` to be an integer >= 0, got -1"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        tx.checkpoint.load_model(tmp_path, linear(), weights="ema", **options)
