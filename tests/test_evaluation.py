@@ -198,6 +198,23 @@ def test_best_checkpoints_of_several_monitors_are_kept(tmp_path):
     assert eqx.tree_equal(model, history.state.model)
 
 
+def test_monitors_of_one_callback_are_told_apart():
+    most = Monitor("score", mode="max", label="worst score")
+    trainer = make(
+        [scripted(SCRIPT)],
+        early_stopping=EarlyStopping("score", patience=3),
+        monitors=["score", most],
+    )
+    _, history = trainer(linear(), key=KEY)
+    assert history.best == {"score": (10, 1.0), "worst score": (0, 3.0)}
+    weighed = [Monitor({"a": 1.0, "b": w}, label=f"b {w}") for w in (0.5, 2.0)]
+    both = [scripted(SCRIPT, "a"), scripted([x**2 for x in SCRIPT], "b", 10)]
+    _, history = make(both, monitors=weighed)(linear(), key=KEY)
+    # Compared where both are reported: 0, 10, ... 60.
+    assert {step % 10 for step, _ in history.best.values()} == {0}
+    assert len(history.best) == 2
+
+
 def test_a_best_checkpoint_that_is_gone_is_told(tmp_path):
     trainer = make(
         [scripted(SCRIPT)], early_stopping=EarlyStopping("score", patience=3)
@@ -260,6 +277,18 @@ BAD = {
         r"monitor 'loss' with the callbacks \['score'\]",
     ),
     "ensemble": (ensemble, "got an ensemble"),
+    "label": (lambda: Monitor("x", label=""), "`label` to be a non-empty string"),
+    "same key": (
+        lambda: make([scripted(SCRIPT)], monitors=["score", Monitor("score", "max")]),
+        r"different keys in history\.best.*mode='max'.*`label=`",
+    ),
+    "same key, sums": (
+        lambda: make(
+            [scripted(SCRIPT, "a"), scripted(SCRIPT, "b")],
+            monitors=[{"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 2.0}],
+        ),
+        "different keys",
+    ),
 }
 
 

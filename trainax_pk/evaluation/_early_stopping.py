@@ -20,9 +20,13 @@ class Monitor:
     Attributes:
         name: Name of a callback whose result is a scalar, such as "validation"; of a leaf
             of one, such as "rollout['nrmse']", whose mean is taken; or weights by name,
-            `{"rollout['nrmse']": 1.0, "validation": 0.1}`, whose sum is compared.
+            `{"rollout['nrmse']": 1.0, "validation": 0.1}`, whose sum is compared where all
+            of them are reported after the same update: callbacks count their `every` in
+            updates, so that is at common multiples, before the first and after the last.
         mode: "min" or "max".
         min_delta: What counts as an improvement, at least.
+        label: Key in `history.best`; None for the names, joined by " + ". Monitors that
+            differ need different ones.
 
     Raises:
         ValueError: No name, an unknown mode, a number out of its range.
@@ -36,6 +40,7 @@ class Monitor:
     name: str | Mapping[str, float]
     mode: Mode = "min"
     min_delta: float = 0.0
+    label: str | None = None
 
     def __post_init__(self) -> None:
         if not self.names or not all(isinstance(n, str) and n for n in self.names):
@@ -49,11 +54,21 @@ class Monitor:
                 "them."
             )
         _check_number("min_delta", self.min_delta, least=0.0)
+        if self.label is not None and not (self.label and isinstance(self.label, str)):
+            raise ValueError(
+                f"Expected `label` to be a non-empty string, got {self.label!r}. Pass None "
+                "for the names."
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
         """What has to be reported."""
         return (self.name,) if isinstance(self.name, str) else tuple(self.name)
+
+    @property
+    def key(self) -> str:
+        """What `history.best` calls it."""
+        return self.label or " + ".join(self.names)
 
     def value(self, results: Mapping[str, Any]) -> float | None:
         """The number, from leaves of results by name; None if one was not reported."""

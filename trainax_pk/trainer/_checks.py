@@ -115,7 +115,14 @@ def check_monitors(
     monitors = tuple(m if isinstance(m, Monitor) else Monitor(m) for m in monitors)
     first = () if early_stopping is None else (early_stopping.monitor,)
     names = [c.name for c in callbacks]
+    keys: dict[str, Monitor] = {}
     for monitor in (*first, *monitors):
+        # The same one, for early stopping and for its checkpoint, is no mistake.
+        if keys.setdefault(monitor.key, monitor) != monitor:
+            raise ValueError(
+                f"Expected monitors with different keys in history.best, got {monitor} and "
+                f"{keys[monitor.key]}. Pass `label=` to one of them."
+            )
         for name in monitor.names:
             if not any(name == n or name.startswith((f"{n}[", f"{n}.")) for n in names):
                 raise ValueError(

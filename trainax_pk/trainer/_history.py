@@ -42,7 +42,7 @@ class History(eqx.Module):
         records: What the callbacks returned, by name.
         state: The whole training state after the last update.
         program: Which program family ran, and why.
-        best: By monitored name, step and value of the best evaluation.
+        best: By a monitor's name or label, step and value of the best evaluation.
         start: What was taken over from another run, if anything was.
     """
 

@@ -79,10 +79,10 @@ class Watch:
         self.states = {s: x for s, x in self.states.items() if s in self.best_steps}
 
     def best(self) -> dict[str, tuple[int, float]]:
-        """Step and value of the best evaluation, by the monitors' names."""
+        """Step and value of the best evaluation, by the monitors' keys."""
         pairs = zip(self._rules, self.progress, strict=True)
         return {
-            " + ".join(rule.monitor.names): (p.best_step, p.best_value)
+            rule.monitor.key: (p.best_step, p.best_value)
             for rule, p in pairs
             if p.best_step is not None
         }
