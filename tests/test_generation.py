@@ -411,6 +411,16 @@ def test_upsampling_is_linear_between_centres(shape):
     np.testing.assert_allclose(G.coarsen(blocks, 3), field)
 
 
+def test_a_mask_may_be_a_condition():
+    mask = jnp.array([[True, False]])
+    found = G.FieldScales(1, 1, num_axes=1).inputs(mask, (4,))
+    assert found.dtype == jnp.float64
+    np.testing.assert_allclose(found, [[0.75, 0.75, 0.25, 0.25]])
+    same = G.FieldScales(1, 1, num_axes=1).inputs(jnp.array([[3, 4]]), (2,))
+    np.testing.assert_array_equal(same, [[3.0, 4.0]])
+    assert same.dtype == jnp.float64
+
+
 @pytest.mark.parametrize("num_axes", [1, 2])
 def test_unet_commutes_with_shifts_and_hears_the_noise(num_axes):
     net = _filled(3, num_axes)
@@ -644,6 +654,12 @@ BAD = [
     (
         lambda: C.Denoising(next_step=True)(DENOISER, {"u": ONE}, key=KEY),
         "windows|one array",
+    ),
+    (
+        lambda: C.Denoising(next_step=True)(
+            DENOISER, tx.Window(jnp.ones((2, 2, 1, 8)), sample=jnp.ones(2)), key=KEY
+        ),
+        "trajectories of states alone",
     ),
     (lambda: C.FieldFlowMatching(1.0), r"`sigma` in \[0, 1\)"),
     (lambda: C.FieldFlowMatching(time_exponent=-0.1), "`time_exponent` >= 0"),

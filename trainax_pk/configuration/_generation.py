@@ -216,6 +216,11 @@ def _targets(configuration: Any, batch: Any) -> tuple[Array, PyTree[Array] | Non
             "Expected states of one array for next_step=True, got "
             f"{jax.tree.structure(window.state)}. Stack them as channels."
         )
+    if jax.tree.leaves((window.sample, window.time)):
+        raise ValueError(
+            "Expected trajectories of states alone for next_step=True, got parameters or "
+            "forcing beside them. Append them to the states as channels."
+        )
     return as_fields((window.state[:, 1], window.state[:, 0]))
 
 

@@ -184,7 +184,7 @@ def upsample(
             centres.
 
     Returns:
-        `(C, *space)`; the field itself where it has that shape.
+        `(C, *space)`, floating.
 
     Raises:
         ValueError: A grid that the field's does not divide.
@@ -197,10 +197,12 @@ def upsample(
     """
     check_flag("periodic", periodic)
     check_grid("a field", field.shape, tuple(space))
-    if field.shape[1:] == tuple(space):
-        return field
+    if not jnp.issubdtype(field.dtype, jnp.floating):
+        field = field.astype(jnp.result_type(float))
     for axis, points in enumerate(space, start=1):
         count = field.shape[axis]
+        if count == points:
+            continue
         # Places of the fine centres between the coarse ones.
         place = (np.arange(points) + 0.5) * count / points - 0.5
         low = np.floor(place).astype(int)

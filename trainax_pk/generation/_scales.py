@@ -171,7 +171,9 @@ class FieldScales(eqx.Module):
                 f"Expected a condition of {self.num_condition_channels} channels, got "
                 f"{count} ({got}). Pass what the model was built for, of one sample."
             )
-        grids = [upsample(x, space, periodic=self.periodic) for _, x in leaves]
+        grids = [
+            upsample(jnp.asarray(x), space, periodic=self.periodic) for _, x in leaves
+        ]
         dtype = jnp.result_type(float) if not grids else jnp.result_type(*grids)
         return jnp.concatenate([jnp.zeros((0, *space), dtype), *grids])
 

@@ -1,0 +1,272 @@
+"""Do drawn fields beat single ones, by CRPS and by spectrum?
+
+Kolmogorov flow on 64 × 64 points (viscosity 0.005, force at mode 4), simulated here.
+
+Downscaling: every second point of the vorticity (32 × 32) is to be told from its means over
+4 × 4 of these (8 × 8). A denoiser draws fine fields; beside it bilinear interpolation
+between the coarse means, and a U-Net of the same layers that is trained on the mean
+absolute error, which is the CRPS of a single field, and kept where that was least on
+validation flows.
+
+Emulator: means over 4 × 4 of the 64 × 64 points, 0.4 apart in time; what happens below that
+grid is not known, so that the next state is not determined. The same denoiser, given the
+present state, is rolled out; beside it persistence, and the U-Net trained on the mean
+absolute error of a step.
+
+CRPS is the fair one; of a single field it is the mean absolute error. Spectra are those of
+shells of wavenumbers, means over fields, as shares of the truth's; ± is the standard
+deviation over bootstrap samples of test flows.
+
+Run: taskset -c 0 python -m benchmarks.downscaling [--updates 2500]
+"""
+
+import argparse
+import os
+import time
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import trainax_pk as tx
+from benchmarks._harness import report, table
+
+C, G = tx.configuration, tx.generation
+NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 80, 8, 24
+NUM_MEMBERS, NUM_LEADS = 12, 10
+DOWNSCALING = G.EDMSampler(24, sigma_min=0.003, sigma_max=20.0)
+EMULATION = G.EDMSampler(12, sigma_min=0.003, sigma_max=20.0)
+
+
+def simulate(key):
+    """Vorticity `(flows, 21, 1, 64, 64)`, 0.4 apart, divided by its deviation."""
+    flow = tx.sample_data.kolmogorov_flow_2d(
+        64, NUM_TRAIN + NUM_VALIDATION + NUM_TEST, dt=0.4, num_substeps=20,
+        diffusivity=0.005, temporal_horizon=21, num_warmup_steps=30, key=key,
+    )  # fmt: skip
+    return flow / jnp.std(flow)
+
+
+def in_parts(flow):
+    """Flows for training, validation and test."""
+    return jnp.split(flow, (NUM_TRAIN, NUM_TRAIN + NUM_VALIDATION))
+
+
+def downscaling_fields(flow, every):
+    """Fine fields, and what is known of them: coarse means, and where the force is."""
+    fine = flow[:, ::every, :, ::2, ::2]
+    fine = fine.reshape(-1, *fine.shape[2:])
+    y = 2 * jnp.pi * jnp.arange(32) / 32
+    force = jnp.stack([jnp.cos(4 * y), jnp.sin(4 * y)])[:, None]
+    static = jnp.broadcast_to(force, (len(fine), 2, 32, 32))
+    return G.Fields(fine, (jax.vmap(lambda u: G.coarsen(u, 4))(fine), static))
+
+
+def network(in_channels, key):
+    make = lambda key: G.UNet(in_channels, 1, hidden_channels=16, key=key)  # noqa: E731
+    return eqx.filter_jit(make)(key)
+
+
+def count(model):
+    leaves = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+    return sum(x.size for x in leaves)
+
+
+def train(model, configuration, data, held_out, updates, key, *, best=False):
+    """The trained model, and how long it took: seconds, and processor seconds.
+
+    Args:
+        best: The weights that were best on validation data; else the average of the last
+            ones.
+    """
+    trainer = tx.trainer.Trainer(
+        data,
+        configuration,
+        optimizer=optax.adam(optax.cosine_decay_schedule(2e-3, updates)),
+        num_training_steps=updates,
+        batch_size=16,
+        max_grad_norm=1.0,
+        ema_decay=0.995,
+        callbacks=[
+            tx.callback.Validation(
+                configuration, held_out, every=max(1, updates // 12), batch_size=44
+            )
+        ],
+        early_stopping=tx.evaluation.EarlyStopping("validation", patience=100),
+        progress=False,
+    )
+    began = time.perf_counter(), time.process_time()
+    found, history = trainer(model, key=key)
+    seconds = time.perf_counter() - began[0], time.process_time() - began[1]
+    print(type(model).__name__, seconds, history.best, flush=True)
+    return (found if best else history.state.ema_model), seconds
+
+
+def mapped(f, *args, batch_size):
+    """`f` over leading axes, a few at a time, with convolutions fast inside of loops."""
+    whole = lambda *args: jax.lax.map(  # noqa: E731
+        lambda row: f(*row), args, batch_size=batch_size
+    )
+    return jax.block_until_ready(jax.jit(tx.engine.fast_convolutions(whole))(*args))
+
+
+def spectrum(fields):
+    """Spectra `(rows, wavenumbers)`, means over members if there are."""
+    power = jax.vmap(tx.metrics.energy_spectrum)
+    found = power(fields.reshape(-1, *fields.shape[-3:]))
+    return np.asarray(found.reshape(len(fields), -1, found.shape[-1]).mean(axis=1))
+
+
+def shares(fields, truth, num_flows, wavenumber):
+    """Share of the truth's power at a wavenumber, and its deviation over flows."""
+    rows = [spectrum(x)[:, wavenumber] for x in (fields, truth)]
+    rows = [x.reshape(num_flows, -1).mean(axis=1) for x in rows]
+    picks = np.random.default_rng(0).integers(0, num_flows, (2000, num_flows))
+    spread = np.std(rows[0][picks].mean(axis=1) / rows[1][picks].mean(axis=1))
+    return rows[0].mean() / rows[1].mean(), spread
+
+
+def crps(ensemble, truth):
+    return float(jnp.mean(jax.vmap(tx.loss.crps_ensemble)(ensemble, truth)))
+
+
+def downscale(parts, updates):
+    """Rows of the table of downscaling, and of spectra."""
+    data, held_out = (downscaling_fields(p, 2) for p in parts[:2])
+    test = downscaling_fields(parts[2], 6)
+    items = tx.data.Samples(data), tx.data.Samples(held_out)
+    scales = G.FieldScales(1, 3, residual=True).fitted(data)
+    keys = jax.random.split(jax.random.key(1), 5)
+    denoiser = G.Denoiser(network(4, keys[0]), scales)
+    unet = G.Regression(network(3, keys[1]), scales)
+    sizes = count(denoiser), count(unet)
+    denoiser, cost = train(denoiser, C.Denoising(), *items, updates, keys[2])
+    unet, unet_cost = train(
+        unet, C.FieldRegression(tx.loss.mae), *items, updates, keys[3], best=True
+    )
+    began = time.process_time()
+    draws = mapped(
+        lambda key, c: G.generate(
+            denoiser, DOWNSCALING, key, c, num_samples=NUM_MEMBERS
+        ),
+        jax.random.split(keys[4], len(test.target)), test.condition, batch_size=4,
+    )  # fmt: skip
+    per_draw = (time.process_time() - began) / draws.shape[0] / NUM_MEMBERS
+    fields = {
+        "bilinear": jax.vmap(lambda c: G.upsample(c[0], (32, 32)))(test.condition),
+        "U-Net, one field": mapped(unet, test.condition, batch_size=12),
+        "denoiser, one draw": draws[:, 0],
+        f"denoiser, {NUM_MEMBERS} draws": draws,
+    }
+    times = {"U-Net, one field": unet_cost, f"denoiser, {NUM_MEMBERS} draws": cost}
+    numbers = {"U-Net, one field": sizes[1], f"denoiser, {NUM_MEMBERS} draws": sizes[0]}
+    rows, spectra = [], []
+    for name, found in fields.items():
+        ensemble = found if found.ndim == 5 else found[:, None]
+        error = jnp.sqrt(jnp.mean((ensemble.mean(axis=1) - test.target) ** 2))
+        wall, processor = times.get(name, (None, None))
+        rows.append(
+            [name, numbers.get(name, "–"), f"{crps(ensemble, test.target):.4f}",
+             f"{error:.4f}", "–" if wall is None else f"{processor:.0f} ({wall:.0f})"]
+        )  # fmt: skip
+        found_shares = [
+            shares(found, test.target, NUM_TEST, k) for k in (2, 4, 8, 12, 16)
+        ]
+        spectra.append([name, *(f"{a:.3f} ± {b:.3f}" for a, b in found_shares)])
+        print(rows[-1], spectra[-1], flush=True)
+    ratio = float(tx.metrics.spread_error_ratio(draws, test.target))
+    note = (
+        f"{len(data.target)} fields for training, {len(test.target)} of {NUM_TEST} other "
+        f"flows for testing. Spread over error of the draws: {ratio:.3f} (1 if "
+        f"calibrated). A draw takes {per_draw:.2f} processor seconds, compilation included."
+    )
+    return rows, spectra, note
+
+
+def emulate(parts, updates):
+    """Rows by lead, and of spectra at the last lead."""
+    coarse = [jax.vmap(jax.vmap(lambda u: G.coarsen(u, 4)))(p) for p in parts]
+    y = lambda p, i: p[:, i : len(p[0]) - 1 + i].reshape(-1, 1, 16, 16)  # noqa: E731
+    pairs = G.Fields(y(coarse[0], 1), y(coarse[0], 0))
+    scales = G.FieldScales(1, 1, residual=True).fitted(pairs)
+    keys = jax.random.split(jax.random.key(2), 5)
+    denoiser = G.Denoiser(network(2, keys[0]), scales)
+    unet = G.Regression(network(1, keys[1]), scales)
+    denoiser, cost = train(
+        denoiser, C.Denoising(next_step=True), *coarse[:2], updates, keys[2]
+    )
+    unet, unet_cost = train(
+        unet, C.FieldRegression(tx.loss.mae, next_step=True), *coarse[:2], updates,
+        keys[3], best=True,
+    )  # fmt: skip
+    first, truth = coarse[2][:, 0], coarse[2][:, 1 : NUM_LEADS + 1]
+    stepper = tx.Stepper(G.Generator(denoiser, EMULATION), stochastic=True)
+
+    def members(key, u):
+        keys = jax.random.split(key, NUM_MEMBERS)
+        return jax.vmap(lambda k: tx.rollout(stepper, u, NUM_LEADS, key=k))(keys)
+
+    draws = mapped(members, jax.random.split(keys[4], NUM_TEST), first, batch_size=4)
+    single = mapped(
+        lambda u: tx.rollout(unet, u, NUM_LEADS), first, batch_size=NUM_TEST
+    )
+    still = jnp.broadcast_to(first[:, None], truth.shape)
+    rows, spectra = [], []
+    leads = (1, 2, 5, NUM_LEADS)
+    for name, found, spent in (
+        ("persistence", still[:, None], None),
+        ("U-Net, one state", single[:, None], unet_cost),
+        (f"denoiser, {NUM_MEMBERS} rollouts", draws, cost),
+    ):
+        scores = [crps(found[:, :, t - 1], truth[:, t - 1]) for t in leads]
+        time_spent = "–" if spent is None else f"{spent[1]:.0f} ({spent[0]:.0f})"
+        rows.append([name, *(f"{x:.4f}" for x in scores), time_spent])
+        at_end = [
+            shares(found[:, :, -1], truth[:, -1], NUM_TEST, k) for k in (2, 4, 6, 8)
+        ]
+        spectra.append([name, *(f"{a:.3f} ± {b:.3f}" for a, b in at_end)])
+        print(rows[-1], spectra[-1], flush=True)
+    ratios = [
+        float(tx.metrics.spread_error_ratio(draws[:, :, t - 1], truth[:, t - 1]))
+        for t in leads
+    ]
+    note = (
+        f"{len(pairs.target)} steps of {NUM_TRAIN} flows for training, {NUM_TEST} rollouts "
+        "of other flows. Spread over error of the members at these leads: "
+        + ", ".join(f"{r:.3f}" for r in ratios)
+        + "."
+    )
+    return rows, spectra, note, leads
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--updates", type=int, default=2500)
+    updates = parser.parse_args().updates
+    parts = in_parts(simulate(jax.random.key(0)))
+    rows, spectra, note = downscale(parts, updates)
+    spent = "training, processor s (s)"
+    body = f"## Downscaling, 8 × 8 to 32 × 32\n\n{note}\n\n"
+    body += table(["", "weights", "CRPS", "RMSE of the mean", spent], rows)
+    body += (
+        "\n\nShare of the truth's power at a wavenumber (16 is the grid's finest):\n\n"
+    )
+    body += table(["", *(f"k = {k}" for k in (2, 4, 8, 12, 16))], spectra)
+    rows, spectra, note, leads = emulate(parts, updates)
+    body += f"\n\n## Emulator of the next state, 16 × 16\n\n{note}\n\nCRPS by lead:\n\n"
+    body += table(["", *(f"{t} steps" for t in leads), spent], rows)
+    body += f"\n\nShare of the truth's power after {leads[-1]} steps:\n\n"
+    body += table(["", *(f"k = {k}" for k in (2, 4, 6, 8))], spectra)
+    report(
+        "downscaling",
+        "Downscaling and emulation by drawn fields",
+        f"{updates} updates of 16 for every network, on "
+        f"{len(os.sched_getaffinity(0))} of the cores, which other work shared: processor "
+        "seconds count.\n\n" + body,
+    )
+
+
+if __name__ == "__main__":
+    main()
