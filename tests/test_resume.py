@@ -183,6 +183,62 @@ def test_a_killed_run_ends_in_the_same_bits(name, tmp_path):
     assert eqx.tree_equal(again.records, resumed.records)
 
 
+def test_a_finished_run_asks_nothing_again(tmp_path):
+    asked = []
+
+    def report(step, model, batch):
+        asked.append(step)
+        return {
+            "norm": jnp.sum(model.weight**2, dtype=jnp.float32),
+            "list": [
+                jnp.arange(3, dtype=jnp.bfloat16),
+                (None, "text", jnp.zeros((0, 2))),
+            ],
+            "key": jax.random.key(step),
+        }
+
+    def score(step, model, batch):
+        return abs(step - 10.0)
+
+    callbacks = [
+        tx.callback.Function(report, 10, "report"),
+        tx.callback.Function(score, 10, "score"),
+        tx.callback.GetNetwork(20),
+    ]
+    trainer, folder = make(callbacks=callbacks), tmp_path / "run"
+    model, history = trainer(linear(), key=KEY, run_dir=folder)
+    assert asked == [0, 10, 20, 30, 40, TOTAL]
+    lines = (folder / "metrics.jsonl").read_bytes()
+
+    def again(expected, **options):
+        asked.clear()
+        other = make(callbacks=callbacks, **options) if options else trainer
+        out = other(linear(), key=KEY, run_dir=folder)
+        assert asked == expected
+        return out
+
+    for _ in range(2):
+        same_model, same = again([])
+        assert eqx.tree_equal((same_model, same.records), (model, history.records))
+        assert (folder / "metrics.jsonl").read_bytes() == lines
+    # Damaged it is as if it were not there.
+    kept = folder / "finished.json"
+    kept.write_bytes(kept.read_bytes().replace(b'"score"', b'"scare"'))
+    again([TOTAL])
+    again([])
+    # Another budget: what was last is last no more.
+    _, longer = again([50, 51], num_training_steps=51)
+    assert longer.records["report"].steps == (0, 10, 20, 30, 40, 50, 51)
+    # Ended early, and a rule that would have gone on.
+    early = {"early_stopping": tx.evaluation.EarlyStopping("score", patience=2)}
+    folder = tmp_path / "early"
+    _, ended = again([0, 10, 20, 30], **early)
+    _, same = again([], **early)
+    assert eqx.tree_equal(same.records, ended.records) and same.best == ended.best
+    early = {"early_stopping": tx.evaluation.EarlyStopping("score", patience=9)}
+    again([40, TOTAL], **early)
+
+
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
     """A run that stopped on its way, and the bits that it has to end in."""

@@ -116,9 +116,11 @@ def test_lines_wait_while_the_disk_is_full(tmp_path):
             resource.setrlimit(
                 resource.RLIMIT_FSIZE, (log.path.stat().st_size + 9, hard)
             )
-            with pytest.warns(RuntimeWarning, match=r"cannot be written to .*go"):
-                log.add_updates(part)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            try:
+                with pytest.warns(RuntimeWarning, match=r"cannot be written to .*go"):
+                    log.add_updates(part)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
             assert whole.startswith(log.path.read_bytes())
         else:
             log.add_updates(part)

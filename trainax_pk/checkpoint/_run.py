@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from trainax_pk.checkpoint._identity import Identity, check_unchanged
 from trainax_pk.checkpoint._load import Match
 from trainax_pk.checkpoint._log import MetricLog
 from trainax_pk.checkpoint._policy import Policy, Schedule
+from trainax_pk.checkpoint._results import keep_results, load_results
 from trainax_pk.checkpoint._run_base import AbstractRun, Point, Segment, Verdict
 from trainax_pk.checkpoint._store import (
     Checkpoint,
@@ -228,6 +229,23 @@ class Run(AbstractRun):
             return self.read(step)
         except CheckpointDamaged:
             return None
+
+    def load_results(self, step: int) -> dict[str, PyTree[Any]]:
+        """What callbacks returned when the run was finished at this step, by name."""
+        return load_results(self.folder, step)
+
+    def keep_results(self, step: int, results: Mapping[str, PyTree[Any]]) -> None:
+        """Writes what callbacks returned after the last update, by name."""
+        try:
+            keep_results(self.folder, step, results)
+        except OSError as error:
+            warnings.warn(
+                f"Results of the callbacks after {step} updates could not be kept "
+                f"({error}). They are in the history; where the run is called again, the "
+                "callbacks are, too.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     def note_start(self, other: str, match: Match) -> None:
         """Writes what was taken over into the events."""

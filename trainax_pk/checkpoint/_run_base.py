@@ -126,6 +126,14 @@ class AbstractRun(abc.ABC):
         """A checkpoint of this run, or None where there is no valid one."""
 
     @abc.abstractmethod
+    def load_results(self, step: int) -> dict[str, PyTree[Any]]:
+        """What callbacks returned when the run was finished at this step, by name."""
+
+    @abc.abstractmethod
+    def keep_results(self, step: int, results: Mapping[str, PyTree[Any]]) -> None:
+        """Takes what callbacks returned after the last update, by name."""
+
+    @abc.abstractmethod
     def note_start(self, other: str, match: Match) -> None:
         """Takes what was taken over from another run."""
 
@@ -181,6 +189,15 @@ class NoRun(AbstractRun):
     def load(self, step: int) -> None:
         """Nothing was saved."""
         del step
+
+    def load_results(self, step: int) -> dict[str, PyTree[Any]]:
+        """Nothing was kept."""
+        del step
+        return {}
+
+    def keep_results(self, step: int, results: Mapping[str, PyTree[Any]]) -> None:
+        """Nothing is kept."""
+        del step, results
 
     def note_start(self, other: str, match: Match) -> None:
         """Nothing is noted."""

@@ -1,7 +1,8 @@
 """A run of several processes, of which one writes."""
 
 import signal
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -105,6 +106,17 @@ class SharedRun(AbstractRun):
         found = self.run.load(step)
         readable = bool(self.team.gather([found is not None]).all())
         return found if readable else None
+
+    def load_results(self, step: int) -> dict[str, PyTree[Any]]:
+        """Results of callbacks, where all processes can read the same."""
+        found = self.run.load_results(step)
+        names = zlib.crc32("\n".join(sorted(found)).encode()) >> 1
+        return found if len(set(self.team.gather([names])[:, 0].tolist())) == 1 else {}
+
+    def keep_results(self, step: int, results: Mapping[str, PyTree[Any]]) -> None:
+        """Writes results of callbacks."""
+        if self.team.leads:
+            self.run.keep_results(step, results)
 
     def note_start(self, other: str, match: Match) -> None:
         """Writes what was taken over into the events."""

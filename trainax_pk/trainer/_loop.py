@@ -67,6 +67,8 @@ class Loop:
         self._start, self._match = start, None
         self._engine: Engine = trainer.engine
         self._planned = self.total
+        # What callbacks returned here when the run was finished.
+        self._known: dict[str, PyTree[Any]] = {}
         self._history = HistoryBuilder()
         self._watch = Watch(trainer.monitors, trainer.early_stopping)
         # Where the first failure ends the run, none is skipped.
@@ -114,13 +116,15 @@ class Loop:
         """Calls the callbacks that are due; whether there is nothing more to do."""
         if self.stopped:
             return True
-        self._call_back()
-        if self.done == self.total:
-            return True
+        results, fresh = self._call_back()
         reason = self._watch.reason
-        if reason is not None:
+        if self.done < self.total and reason is None:
+            return False
+        if self.done < self.total:
             self.run.at_boundary(self._point(), reason=reason)
-        return reason is not None
+        if fresh:
+            self.run.keep_results(self.done, results)
+        return True
 
     def _advance(self, count: int, size: int) -> PyTree[Array]:
         """Does one chunk of updates."""
@@ -161,6 +165,7 @@ class Loop:
         self._watch.restore(records)
         self._skips.restore(series, found.meta.get("left_out", ()))
         self._planned = found.meta["num_updates"]
+        self._known = self.run.load_results(self.done)
         self._engine = self.trainer.engine_of(found.meta["program"], self._planned)
 
     def _point(self) -> Point:
@@ -217,15 +222,21 @@ class Loop:
         poll = self.run.poll if self.trainer.devices.team.size == 1 else None
         return Context(done, self.state, lambda: self._engine.batch(order, done), poll)
 
-    def _call_back(self) -> None:
+    def _call_back(self) -> tuple[dict[str, PyTree[Any]], bool]:
+        """Results of the callbacks that are due, and whether one of them ran."""
         context, results = self._context(), {}
+        # Of the step at which the run was taken up alone.
+        known, self._known = self._known, {}
         for callback in self.trainer.callbacks:
             self.run.poll()
             if self.done == self.total or self.done % callback.every == 0:
-                value = self._kept(callback.name, callback(context))
+                name = callback.name
+                value = known[name] if name in known else callback(context)
+                value = self._kept(name, value)
                 self.run.note_record(self.done, callback.name, value)
                 results[callback.name] = value
         self._watch.see(self.done, results, self.state)
+        return results, not results.keys() <= known.keys()
 
     def _kept(self, name: str, value: PyTree[Any]) -> PyTree[Any]:
         try:
