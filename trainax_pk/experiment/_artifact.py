@@ -118,8 +118,8 @@ class Reproduction(eqx.Module):
     """How a repeated run compares with its artifact.
 
     Attributes:
-        differences: By part ("dataset", "pipeline.<field>", "weights", "losses",
-            "versions.<name>", "backend", "hardware", "program"), `(recorded, now)`.
+        differences: By part (`dataset`, `pipeline.<field>`, `weights`, `losses`,
+            `versions.<name>`, `backend`, `hardware`, `program`), `(recorded, now)`.
         is_identical: Whether weights and losses are the same to the last bit.
     """
 

@@ -23,9 +23,9 @@ class FixedPoint(eqx.Module):
     """Solutions of a batch, and how well each of them was reached.
 
     Attributes:
-        state: x*, `(B, T, ...)`.
+        state: x⋆, `(B, T, ...)`.
         num_steps: Steps taken, `(B,)`.
-        residual: max |T(x*) − x*|, `(B,)`: the length of the step not taken; infinite
+        residual: max |T(x⋆) − x⋆|, `(B,)`: the length of the step not taken; infinite
             where the iteration blew up.
         converged: Whether the tolerance was met within `max_steps`, `(B,)`.
     """
@@ -50,9 +50,9 @@ def solve_4dvarnet_1d_fixedpoint(
     """Iterates x ← T(x) = x − δ(∇U(x), x) until it stands still, sample by sample.
 
     The derivative is that of the solution, by the implicit function theorem: from
-    x* = T(x*, θ), dx*/dθ = (1 − ∂T/∂x)⁻¹ ∂T/∂θ, with a linear solve that applies
+    x⋆ = T(x⋆, θ), dx⋆/dθ = (1 − ∂T/∂x)⁻¹ ∂T/∂θ, with a linear solve that applies
     ∂T/∂x and never forms it. Memory is that of one step whatever the number of steps,
-    and `batch.initial` has no influence on x* or its derivative.
+    and `batch.initial` has no influence on x⋆ or its derivative.
 
     The modulator must have no state: `GradientDescent`, or
     `MLPGradMod(normalise=False)`, whose fixed points are those of the cost, ∇U = 0.
