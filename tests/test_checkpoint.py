@@ -391,6 +391,7 @@ BAD = {
     "epochs": (lambda: Policy(keep_epochs="ten"), "`keep_epochs` to be a slice"),
     "segment": (lambda: Segment(), "`epochs` or `minutes`"),
     "minutes": (lambda: Segment(minutes=0), "`epochs` or `minutes`"),
+    "text": (lambda: Segment(epochs="3"), "a positive number, got '3'"),
     "weights": (
         lambda: tx.checkpoint.load_model("x", None, weights="best"),
         "'current' or 'ema'",

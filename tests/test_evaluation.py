@@ -209,7 +209,9 @@ def test_monitors_of_one_callback_are_told_apart():
     assert history.best == {"score": (10, 1.0), "worst score": (0, 3.0)}
     weighed = [Monitor({"a": 1.0, "b": w}, label=f"b {w}") for w in (0.5, 2.0)]
     both = [scripted(SCRIPT, "a"), scripted([x**2 for x in SCRIPT], "b", 10)]
-    _, history = make(both, monitors=weighed)(linear(), key=KEY)
+    trainer = make(both, monitors=weighed)
+    assert make(both, monitors={"a": 1.0, "b": 0.5}).monitors[0].key == "a + b"
+    _, history = trainer(linear(), key=KEY)
     # Compared where both are reported: 0, 10, ... 60.
     assert {step % 10 for step, _ in history.best.values()} == {0}
     assert len(history.best) == 2

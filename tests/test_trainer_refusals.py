@@ -109,6 +109,20 @@ CALLS = {
         r"leading axis of 3, .* got the shape \[\] for model.weight",
     ),
     "ensemble": (call(ensemble=2), "`ensemble` to be True or False"),
+    "a number for a folder": (call(run_dir=3), "`run_dir` to be the path of a folder"),
+    "a number for a segment": (
+        call(run_dir="x", segment=5),
+        r"a tx\.checkpoint\.Segment, got 5\. Pass",
+    ),
+    "a folder to start from": (
+        call(start="other"),
+        r"a tx\.checkpoint\.Start, got 'other'\. Pass",
+    ),
+    "the letters of a field": (
+        call(run_dir="x", allow_changes="optimizer"),
+        r"names of fields, got 'optimizer'\. Pass a list",
+    ),
+    "fields that are none": (call(run_dir="x", allow_changes=[1]), r"got \[1\]"),
     "reverse mode": (differentiated, "loop over tx.make_train_step"),
 }
 
@@ -134,6 +148,14 @@ BUILDS = {
     "one callback": (
         build(callbacks=tx.callback.WeightNorm(2)),
         r"a list of callbacks, got WeightNorm.* Pass callbacks=\[",
+    ),
+    "a policy": (build(checkpoints="often"), r"a tx\.checkpoint\.Policy, got 'often'"),
+    "a monitor": (build(monitors=3), "`name` to name what callbacks return, got 3"),
+    "monitors": (build(monitors=[3]), "`name` to name what callbacks return, got 3"),
+    "a rule": (build(early_stopping=3), "`name` to name what callbacks return, got 3"),
+    "weights": (
+        build(monitors={"a": "b"}),
+        r"`name\['a'\]` to be a finite number, got 'b'",
     ),
     "one tracker": (build(trackers=3), r"a list of trackers, got 3"),
     "validation of no average": (

@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -36,7 +37,11 @@ class Segment:
 
     def __post_init__(self) -> None:
         limits = [x for x in (self.epochs, self.minutes) if x is not None]
-        if not limits or not all(0 < x < math.inf for x in limits):
+        numbers = [x for x in limits if isinstance(x, Real) and not isinstance(x, bool)]
+        positive = len(numbers) == len(limits) and all(
+            0 < x < math.inf for x in numbers
+        )
+        if not limits or not positive:
             raise ValueError(
                 "Expected `epochs` or `minutes` to be a positive number, got "
                 f"{self.epochs!r} and {self.minutes!r}. Pass for example minutes=55."

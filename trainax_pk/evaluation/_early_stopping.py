@@ -43,7 +43,8 @@ class Monitor:
     label: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.names or not all(isinstance(n, str) and n for n in self.names):
+        known = isinstance(self.name, str | Mapping) and self.names
+        if not known or not all(isinstance(n, str) and n for n in self.names):
             raise ValueError(
                 f"Expected `name` to name what callbacks return, got {self.name!r}. Pass "
                 "for example 'validation'."
@@ -54,6 +55,8 @@ class Monitor:
                 "them."
             )
         _check_number("min_delta", self.min_delta, least=0.0)
+        for name, weight in self.name.items() if isinstance(self.name, Mapping) else ():
+            _check_number(f"name[{name!r}]", weight)
         if self.label is not None and not (self.label and isinstance(self.label, str)):
             raise ValueError(
                 f"Expected `label` to be a non-empty string, got {self.label!r}. Pass None "

@@ -1,6 +1,7 @@
 """What a trainer asks of its arguments before any compute."""
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -11,6 +12,7 @@ from jaxtyping import PyTree
 
 from trainax_pk._tree import check_count, check_flag
 from trainax_pk.callback import AbstractCallback
+from trainax_pk.checkpoint import Policy, Segment, Start
 from trainax_pk.evaluation import EarlyStopping, Monitor
 from trainax_pk.tracker import AbstractTracker
 
@@ -57,6 +59,50 @@ def _num_keys(key: Any) -> int | None:
             f"Expected `key` to be a random key, got {key!r}. Pass jax.random.key(0)."
         )
     return axes[0] if axes else None
+
+
+def check_run(
+    run_dir: Any, segment: Any, allow_changes: Any, start: Any
+) -> tuple[str, ...]:
+    """What a call says of its folder and of others; the fields that may change."""
+    if run_dir is not None and not isinstance(run_dir, str | os.PathLike):
+        raise ValueError(
+            f"Expected `run_dir` to be the path of a folder, got {run_dir!r}. Pass a "
+            "string or a Path, or None for a run that leaves nothing behind."
+        )
+    if segment is not None and not isinstance(segment, Segment):
+        raise ValueError(
+            f"Expected `segment` to be a tx.checkpoint.Segment, got {segment!r}. Pass for "
+            "example tx.checkpoint.Segment(minutes=55)."
+        )
+    if segment is not None and run_dir is None:
+        raise ValueError(
+            "Expected `run_dir` with `segment`, got None. Name the folder from which the "
+            "run goes on later."
+        )
+    if start is not None and not isinstance(start, Start):
+        raise ValueError(
+            f"Expected `start` to be a tx.checkpoint.Start, got {start!r}. Pass for "
+            "example tx.checkpoint.Start(other_run_dir, weights='ema')."
+        )
+    several = isinstance(allow_changes, Iterable) and not isinstance(allow_changes, str)
+    names = tuple(allow_changes) if several else (None,)
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"Expected `allow_changes` to be names of fields, got {allow_changes!r}. Pass "
+            "a list such as ['optimizer']."
+        )
+    return names
+
+
+def check_policy(checkpoints: Policy | None) -> Policy:
+    """When a run is saved, by default or as asked."""
+    if checkpoints is not None and not isinstance(checkpoints, Policy):
+        raise ValueError(
+            f"Expected `checkpoints` to be a tx.checkpoint.Policy, got {checkpoints!r}. "
+            "Pass for example tx.checkpoint.Policy(every_seconds=300)."
+        )
+    return Policy() if checkpoints is None else checkpoints
 
 
 def check_parts(batch_size: int, accumulate: int) -> int:
@@ -109,9 +155,11 @@ def check_monitors(
     callbacks: Sequence[AbstractCallback],
 ) -> tuple[EarlyStopping | None, tuple[Monitor, ...]]:
     """Rules and monitors with their defaults, of callbacks that there are."""
-    if isinstance(early_stopping, str):
+    if early_stopping is not None and not isinstance(early_stopping, EarlyStopping):
         early_stopping = EarlyStopping(early_stopping)
-    monitors = (monitors,) if isinstance(monitors, str | Monitor) else monitors
+    # A dict is one monitor, too: the weights of a sum.
+    one = not isinstance(monitors, Iterable) or isinstance(monitors, str | Mapping)
+    monitors = (monitors,) if one else monitors
     monitors = tuple(m if isinstance(m, Monitor) else Monitor(m) for m in monitors)
     first = () if early_stopping is None else (early_stopping.monitor,)
     names = [c.name for c in callbacks]

@@ -32,6 +32,8 @@ from trainax_pk.trainer._checks import (
     check_callbacks,
     check_monitors,
     check_parts,
+    check_policy,
+    check_run,
     check_skips,
     check_trackers,
 )
@@ -162,7 +164,7 @@ class Trainer:
             early_stopping, monitors, self.callbacks
         )
         self.trackers = check_trackers(trackers)
-        self.checkpoints = Policy() if checkpoints is None else checkpoints
+        self.checkpoints = check_policy(checkpoints)
         self._step_options = options = {
             "accumulate": accumulate,
             "max_grad_norm": max_grad_norm,
@@ -293,6 +295,7 @@ class Trainer:
             KeyboardInterrupt: SIGINT, after saving; SIGTERM raises SystemExit(143).
         """
         check_call(model, key, ensemble=ensemble)
+        allow_changes = check_run(run_dir, segment, allow_changes, start)
         traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(key))
         single = self.early_stopping or self.monitors or self.max_skipped is not None
         self.devices.check_models(
@@ -310,11 +313,6 @@ class Trainer:
                 "tx.checkpoint.load_model, and stack them."
             )
         if run_dir is None:
-            if segment is not None:
-                raise ValueError(
-                    "Expected `run_dir` with `segment`, got None. Name the folder from "
-                    "which the run goes on later."
-                )
             if not ensemble:
                 return self._train(model, key, NoRun(), start)
             return eqx.filter_vmap(lambda m, k: self._train(m, k, NoRun()))(model, key)
