@@ -528,51 +528,45 @@ def test_generation_scores_what_the_sampler_draws():
     model = _models()["denoising"][0]
     sampler = G.EDMSampler(2)
     state = _state(model)
-    context = tx.callback.Context(0, state, lambda: None)
-    ratio = {"ratio": tx.metrics.spread_error_ratio, "draws": lambda e, r: e}
     task = tx.callback.Generation(
-        FIELDS, sampler, ratio, every=1, num_samples=3, batch_size=4
+        FIELDS, sampler, {"draws": lambda e, r: e}, every=1, num_samples=3, batch_size=4
     )
-    found = task(context)
+    found = task(tx.callback.Context(0, state, lambda: None))["draws"]
     keys = jax.random.split(tx.step.stream_key(KEY, "generate", 0), 6)
-    draws = jax.vmap(
-        lambda k, c: G.generate(model, sampler, k, c, num_samples=3, space=(8,))
-    )(keys, FIELDS.condition)
-    np.testing.assert_allclose(found["draws"], draws, rtol=1e-7)
-    expected = tx.metrics.spread_error_ratio(draws, FINE)
-    assert np.isclose(found["ratio"], expected)
-    scores = tx.callback.Generation(
-        tx.data.Samples(FIELDS), sampler, every=1, num_samples=3
-    )(context)
+    one = lambda k, c: G.generate(model, sampler, k, c, num_samples=3, space=(8,))  # noqa: E731
+    draws = jax.jit(jax.vmap(one))(keys, FIELDS.condition)
+    np.testing.assert_allclose(found, draws, rtol=1e-7)
+    heard = []
+    polled = tx.callback.Context(0, state, lambda: None, lambda: heard.append(1))
+    np.testing.assert_array_equal(task(polled)["draws"], found)
+    assert len(heard) == 2
+    # Its own metrics.
+    metrics = tx.callback.Generation(tx.data.Samples(FIELDS), sampler, every=1).metrics
+    assert set(metrics) == {"crps", "spectral_ratio"}
     each = [
         tx.loss.crps_ensemble(d, u) for d, u in zip(draws, FIELDS.target, strict=True)
     ]
-    assert np.isclose(scores["crps"], np.mean(each))
-    np.testing.assert_allclose(
-        scores["spectral_ratio"], tx.metrics.spectral_ratio(draws, FINE), rtol=1e-7
-    )
-    heard = []
-    polled = tx.callback.Context(0, state, lambda: None, lambda: heard.append(1))
-    np.testing.assert_allclose(task(polled)["draws"], draws, rtol=1e-7)
-    assert len(heard) == 2
+    assert np.isclose(metrics["crps"](draws, FINE), np.mean(each))
+    assert metrics["spectral_ratio"] is tx.metrics.spectral_ratio
 
 
 def test_generation_draws_from_an_average():
-    model = _models()["denoising"][0]
-    state = _state(model, ema=True)
+    state = _state(_models()["denoising"][0], ema=True)
     moved = eqx.tree_at(
         lambda s: s.params, state, jax.tree.map(lambda x: x + 0.2, state.params)
     )
-    options = {"every": 1, "num_samples": 2}
-    make = lambda **extra: tx.callback.Generation(  # noqa: E731
-        FIELDS, G.EDMSampler(2), **options, **extra
-    )
-    score = lambda task, state: task(  # noqa: E731
-        tx.callback.Context(0, state, lambda: None)
-    )["crps"]
-    kept = score(make(use_ema=True), moved)
-    assert np.isclose(kept, score(make(), state))
-    assert not np.isclose(kept, score(make(), moved))
+    few = jax.tree.map(lambda x: x[:2], FIELDS)
+
+    def draws(state, **options):
+        task = tx.callback.Generation(
+            few, G.EDMSampler(1), {"draws": lambda e, r: e}, every=1, num_samples=2,
+            **options,
+        )  # fmt: skip
+        return task(tx.callback.Context(0, state, lambda: None))["draws"]
+
+    kept = draws(moved, use_ema=True)
+    np.testing.assert_allclose(kept, draws(state), rtol=1e-9)
+    assert not np.allclose(kept, draws(moved))
 
 
 def test_a_step_of_ones_own():

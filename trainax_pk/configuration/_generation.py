@@ -169,7 +169,7 @@ class FieldRegression(AbstractConfiguration):
         >>> G = tx.generation
         >>> net = lambda field, noise: field[:1]
         >>> model = G.Regression(net, G.FieldScales(1, 1, num_axes=1))
-        >>> data = G.Fields(jnp.ones((8, 1, 16)), jnp.ones((8, 1, 4)))
+        >>> data = G.Fields(jnp.zeros((8, 1, 16)), jnp.ones((8, 1, 4)))
         >>> float(tx.configuration.FieldRegression(tx.loss.mae)(model, data)[0])
         1.0
     """

@@ -71,7 +71,7 @@ def spread_error_ratio(
         >>> import jax.numpy as jnp
         >>> from trainax_pk.metrics import spread_error_ratio
         >>> members = jnp.array([-1.0, 1.0]).reshape(1, 2, 1)
-        >>> spread_error_ratio(members, jnp.full((1, 1), 1.5)).round(4).tolist()
+        >>> round(float(spread_error_ratio(members, jnp.full((1, 1), 1.5))), 4)
         1.1547
     """
     check_ensemble(ensemble, reference, min_ndim=2)
