@@ -70,7 +70,8 @@ def fill(nav, uris):
             return [{title: visit_all(inside) if isinstance(inside, list) else inside}]
         if "*" not in item:
             return [item]
-        return sorted(u for u in fnmatch.filter(uris, item) if u not in named)
+        found = set(fnmatch.filter(uris, item)) - named
+        return sorted(found, key=lambda uri: uri.removesuffix(".md"))
 
     def visit_all(items):
         return [found for item in items for found in visit(item)]
