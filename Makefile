@@ -14,7 +14,7 @@ test: $(VENV)/.test
 	$(RUN) -m ruff check .
 	$(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
 
-# Into site/: `python3 -m http.server --directory site` shows it.
+# Into site/. Its search needs a server: `python3 -m http.server --directory site`.
 docs: $(VENV)/.docs
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(RUN) -m mkdocs build --strict
 

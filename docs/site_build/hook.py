@@ -110,7 +110,7 @@ def notebook(path):
             else:
                 text = output.get("text") or data.get("text/plain", "")
                 parts.append(_fence("".join(text), "text"))
-    parts.append(f'<a href="../{path.name}" download>This page as a notebook</a>')
+    parts.append(f'<a href="{path.name}" download>This page as a notebook</a>')
     files[f"{uri}.md"] = "\n\n".join(parts)
     return files
 
