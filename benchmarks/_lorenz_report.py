@@ -73,10 +73,10 @@ Lorenz-96 on the first {NUM_DESCENT["l96"]}, others on all 2,000 or 256. 4D-Var 
 "Then weak 4D-Var": from the learned solver's states, with model error variances
 {", ".join(f"{q:g}" for q in LADDER)} one after another, on the first test windows
 ({further}). Bound: the Bayesian Cramér-Rao bound of the exact model about the truth (mean
-of the first {BOUND_WINDOWS} test windows), below which no estimate gets where errors are
-small.
+of the first {BOUND_WINDOWS} test windows), which no estimate gets below where errors are
+small; where they grow, the linearised model exaggerates it.
 
-Training was kept to minutes of one core, Lorenz-96 to fewer seeds; tables of updates, each
+Training was kept to minutes of one core, some adjoints to one seed; tables of updates, each
 trained with a schedule of its own, show how errors fall with more of them.
 
 Times are seconds of processor time, which other processes on the machine do not change
