@@ -6,6 +6,7 @@ from typing import Any
 try:
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 except ImportError as error:
     _MISSING: ImportError | None = error
 else:
@@ -73,6 +74,8 @@ def _bars(
     axes.barh(range(len(values)), values, 0.6, color=_BLUE)
     if log:
         axes.set_xscale("log")
+        # Within a decade matplotlib labels minor ticks too, one over another.
+        axes.xaxis.set_minor_formatter(NullFormatter())
     for place, value in enumerate(values):
         axes.annotate(
             text(value), (value, place), (3, 0),
