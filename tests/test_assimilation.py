@@ -231,7 +231,9 @@ def test_the_analysis_is_differentiable_in_the_model(closed_over):
         return jnp.tanh(w @ u) + 0.1 * u**2
 
     def total(w):
-        model = (lambda u: step(w, u)) if closed_over else jax.tree_util.Partial(step, w)
+        model = (
+            (lambda u: step(w, u)) if closed_over else jax.tree_util.Partial(step, w)
+        )
         found = weak_4dvar(
             model, OBSERVED, MASK, initial=np.zeros((NUM_TIMES, SIZE)),
             model_err_cov=Q, max_steps=200, **LINEAR,
