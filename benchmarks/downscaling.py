@@ -17,10 +17,13 @@ CRPS is the fair one; of a single field it is the mean absolute error. Spectra a
 shells of wavenumbers, means over fields, as shares of the truth's; ± is the standard
 deviation over bootstrap samples of test flows.
 
-Run: taskset -c 0 python -m benchmarks.downscaling [--updates 2500]
+Each part is kept in `results/downscaling_<hardware>.json`, so that they may run one by one.
+
+Run: taskset -c 0 python -m benchmarks.downscaling [--updates 2500] [--only downscaling]
 """
 
 import argparse
+import json
 import os
 import time
 
@@ -31,11 +34,12 @@ import numpy as np
 import optax
 
 import trainax_pk as tx
-from benchmarks._harness import report, table
+from benchmarks._harness import RESULTS, hardware, report, table
 
 C, G = tx.configuration, tx.generation
-NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 80, 8, 24
-NUM_MEMBERS, NUM_LEADS = 12, 10
+NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 160, 8, 24
+NUM_MEMBERS, NUM_LEADS = 8, 10
+SPENT = "training, processor s (s)"
 DOWNSCALING = G.EDMSampler(24, sigma_min=0.003, sigma_max=20.0)
 EMULATION = G.EDMSampler(12, sigma_min=0.003, sigma_max=20.0)
 
@@ -78,8 +82,8 @@ def train(model, configuration, data, held_out, updates, key, *, best=False):
     """The trained model, and how long it took: seconds, and processor seconds.
 
     Args:
-        best: The weights that were best on validation data; else the average of the last
-            ones.
+        best: The weights that were best on validation data, and an end where these do not
+            improve any more; else the average of the last ones.
     """
     trainer = tx.trainer.Trainer(
         data,
@@ -91,10 +95,12 @@ def train(model, configuration, data, held_out, updates, key, *, best=False):
         ema_decay=0.995,
         callbacks=[
             tx.callback.Validation(
-                configuration, held_out, every=max(1, updates // 12), batch_size=44
+                configuration, held_out, every=max(1, updates // 15), batch_size=44
             )
         ],
-        early_stopping=tx.evaluation.EarlyStopping("validation", patience=100),
+        early_stopping=tx.evaluation.EarlyStopping(
+            "validation", patience=4 if best else 100
+        ),
         progress=False,
     )
     began = time.perf_counter(), time.process_time()
@@ -133,8 +139,10 @@ def crps(ensemble, truth):
 
 
 def downscale(parts, updates):
-    """Rows of the table of downscaling, and of spectra."""
-    data, held_out = (downscaling_fields(p, 2) for p in parts[:2])
+    """The part on downscaling, as Markdown."""
+    data, held_out = (
+        downscaling_fields(p, n) for p, n in zip(parts, (1, 2), strict=False)
+    )
     test = downscaling_fields(parts[2], 6)
     items = tx.data.Samples(data), tx.data.Samples(held_out)
     scales = G.FieldScales(1, 3, residual=True).fitted(data)
@@ -182,11 +190,16 @@ def downscale(parts, updates):
         f"flows for testing. Spread over error of the draws: {ratio:.3f} (1 if "
         f"calibrated). A draw takes {per_draw:.2f} processor seconds, compilation included."
     )
-    return rows, spectra, note
+    body = f"## Downscaling, 8 × 8 to 32 × 32\n\n{note}\n\n"
+    body += table(["", "weights", "CRPS", "RMSE of the mean", SPENT], rows)
+    body += (
+        "\n\nShare of the truth's power at a wavenumber (16 is the grid's finest):\n\n"
+    )
+    return body + table(["", *(f"k = {k}" for k in (2, 4, 8, 12, 16))], spectra)
 
 
 def emulate(parts, updates):
-    """Rows by lead, and of spectra at the last lead."""
+    """The part on the emulator, as Markdown."""
     coarse = [jax.vmap(jax.vmap(lambda u: G.coarsen(u, 4)))(p) for p in parts]
     y = lambda p, i: p[:, i : len(p[0]) - 1 + i].reshape(-1, 1, 16, 16)  # noqa: E731
     pairs = G.Fields(y(coarse[0], 1), y(coarse[0], 0))
@@ -238,31 +251,33 @@ def emulate(parts, updates):
         + ", ".join(f"{r:.3f}" for r in ratios)
         + "."
     )
-    return rows, spectra, note, leads
+    body = f"## Emulator of the next state, 16 × 16\n\n{note}\n\nCRPS by lead:\n\n"
+    body += table(["", *(f"{t} steps" for t in leads), SPENT], rows)
+    body += f"\n\nShare of the truth's power after {NUM_LEADS} steps:\n\n"
+    return body + table(["", *(f"k = {k}" for k in (2, 4, 6, 8))], spectra)
+
+
+PARTS = {"downscaling": downscale, "emulator": emulate}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--updates", type=int, default=2500)
-    updates = parser.parse_args().updates
+    parser.add_argument("--only", choices=PARTS, nargs="*", default=list(PARTS))
+    arguments = parser.parse_args()
+    updates = arguments.updates
     parts = in_parts(simulate(jax.random.key(0)))
-    rows, spectra, note = downscale(parts, updates)
-    spent = "training, processor s (s)"
-    body = f"## Downscaling, 8 × 8 to 32 × 32\n\n{note}\n\n"
-    body += table(["", "weights", "CRPS", "RMSE of the mean", spent], rows)
-    body += (
-        "\n\nShare of the truth's power at a wavenumber (16 is the grid's finest):\n\n"
-    )
-    body += table(["", *(f"k = {k}" for k in (2, 4, 8, 12, 16))], spectra)
-    rows, spectra, note, leads = emulate(parts, updates)
-    body += f"\n\n## Emulator of the next state, 16 × 16\n\n{note}\n\nCRPS by lead:\n\n"
-    body += table(["", *(f"{t} steps" for t in leads), spent], rows)
-    body += f"\n\nShare of the truth's power after {leads[-1]} steps:\n\n"
-    body += table(["", *(f"k = {k}" for k in (2, 4, 6, 8))], spectra)
+    path = RESULTS / f"downscaling_{hardware()}.json"
+    for name in arguments.only:
+        found = PARTS[name](parts, updates)
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(kept | {name: found}, indent=1) + "\n")
+    kept = json.loads(path.read_text())
+    body = "\n\n".join(kept[name] for name in PARTS if name in kept)
     report(
         "downscaling",
         "Downscaling and emulation by drawn fields",
-        f"{updates} updates of 16 for every network, on "
+        f"At most {updates} updates of 16 for every network, on "
         f"{len(os.sched_getaffinity(0))} of the cores, which other work shared: processor "
         "seconds count.\n\n" + body,
     )
