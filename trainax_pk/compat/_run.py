@@ -13,7 +13,7 @@ from trainax_pk.compat._feed import StackerFeed
 from trainax_pk.compat._mixer import EpochOrder, PermutationMixer
 from trainax_pk.compat._schedule import absent, interval, is_due
 from trainax_pk.configuration import Aux
-from trainax_pk.engine import ChunkClock, Engine, chunk_size
+from trainax_pk.engine import ChunkClock, Engine, chunk_size, join_chunks
 from trainax_pk.step import Info, TrainState
 
 
@@ -87,7 +87,7 @@ class CompiledRun:
             losses.append(records["loss"])
             done += count
             _report(bar, count, divmod(done - 1, self.per_epoch))
-        return state.model, jnp.concatenate(losses).astype(self.loss_dtype), aux
+        return state.model, join_chunks(losses).astype(self.loss_dtype), aux
 
     def _step(self, state: TrainState, batch: Any) -> tuple[TrainState, Info]:
         trainer, data = batch

@@ -1,7 +1,7 @@
 """Runs many updates with one host round trip per chunk."""
 
 from trainax_pk.engine._choice import Choice
-from trainax_pk.engine._chunks import ChunkClock, chunk_size
+from trainax_pk.engine._chunks import ChunkClock, chunk_size, join_chunks
 from trainax_pk.engine._engine import Engine
 from trainax_pk.engine._fast_convolutions import (
     fast_convolutions,
@@ -31,6 +31,7 @@ __all__ = [
     "has_loop_convolutions",
     "inspect_loops",
     "inspect_work",
+    "join_chunks",
     "make_feed",
     "make_rewrite",
     "platform_needs_it",

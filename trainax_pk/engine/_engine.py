@@ -166,9 +166,10 @@ class Engine:
             return state, jax.tree.map(lambda x: x[:count], records)
         state, records = self._run_chunks(state, arrays, start, count, size)
         if count < size:
-            # Cut on the host: on the device every new length is compiled anew.
+            # Cut on the host: on the device every new length is compiled anew, and so it
+            # is by jnp.asarray.
             records = jax.tree.map(
-                lambda x: jnp.asarray(np.asarray(x)[:count]), records
+                lambda x: jax.device_put(np.asarray(x)[:count]), records
             )
         return state, records
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from trainax_pk.checkpoint import Match
 from trainax_pk.checkpoint._arrays import restore_leaf, to_host
+from trainax_pk.engine import join_chunks
 from trainax_pk.step import TrainState
 from trainax_pk.trainer._results import as_result, check_like
 
@@ -151,7 +152,7 @@ class HistoryBuilder:
             start: As in the history.
         """
         if self._chunks:
-            series = jax.tree.map(lambda *x: jnp.concatenate(x), *self._chunks)
+            series = join_chunks(self._chunks)
         else:
             # Training ended before its first update.
             series = {"loss": jnp.zeros(0), "grad_norm": jnp.zeros(0)}
