@@ -23,7 +23,43 @@ from trainax_pk.generation._models import Regression
 from trainax_pk.loss import mse
 
 
-class Denoising(AbstractConfiguration):
+class _OfFields(AbstractConfiguration):
+    """What a batch of fields is, or of windows whose next state is the field."""
+
+    next_step: bool = eqx.field(static=True, default=False, kw_only=True)
+
+    def __check_init__(self) -> None:
+        check_flag("next_step", self.next_step)
+
+    @property
+    def num_times(self) -> int:
+        """2 for the next step, else 1: a sample has no times."""
+        return 2 if self.next_step else 1
+
+    def _targets(self, batch: Any) -> tuple[Array, PyTree[Array] | None]:
+        """Fields `(B, C, *space)` and their condition."""
+        if not self.next_step:
+            return as_fields(batch)
+        window = as_window(batch, 2, type(self).__name__)
+        if not eqx.is_array(window.state):
+            raise ValueError(
+                "Expected states of one array for next_step=True, got "
+                f"{jax.tree.structure(window.state)}. Stack them as channels."
+            )
+        if jax.tree.leaves((window.sample, window.time)):
+            raise ValueError(
+                "Expected trajectories of states alone for next_step=True, got "
+                "parameters or forcing beside them. Append them to the states as channels."
+            )
+        return as_fields((window.state[:, 1], window.state[:, 0]))
+
+    def _embedded(self, model: Any, batch: Any) -> tuple[Array, Array]:
+        """Standardised fields, and conditions as the network sees them."""
+        target, condition = self._targets(batch)
+        return jax.vmap(model.embed)(target, condition)
+
+
+class Denoising(_OfFields):
     """Mean of λ(σ) |D(z₀ + σ n; σ, c) − z₀|² over log σ ~ N(m, s²) and n ~ N(0, 1).
 
     λ = (σ² + σ_data²) / (σ σ_data)², which is 1 / c_out²: every noise level asks its
@@ -58,10 +94,8 @@ class Denoising(AbstractConfiguration):
 
     log_sigma_mean: float = eqx.field(static=True, default=-0.5)
     log_sigma_std: float = eqx.field(static=True, default=1.2)
-    next_step: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
-        check_flag("next_step", self.next_step)
         numbers = (self.log_sigma_mean, self.log_sigma_std)
         if not all(map(np.isfinite, numbers)) or self.log_sigma_std < 0:
             raise ValueError(
@@ -70,18 +104,13 @@ class Denoising(AbstractConfiguration):
                 "log σ: leave them out for -0.5 and 1.2."
             )
 
-    @property
-    def num_times(self) -> int:
-        """2 for the next step, else 1: a sample has no times."""
-        return 2 if self.next_step else 1
-
     def __call__(
         self, model: Any, batch: Any, *, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, ""], Aux]:
         """Loss of a batch, with a noise level and noise of its own for each sample."""
         check_method(model, "denoise")
         key = check_random(key, "Denoising")
-        clean, inputs = _embedded(self, model, batch)
+        clean, inputs = self._embedded(model, batch)
         level_key, noise_key = jax.random.split(key)
         level = jax.random.normal(level_key, clean.shape[:1], clean.dtype)
         sigma = jnp.exp(self.log_sigma_mean + self.log_sigma_std * level)
@@ -94,7 +123,7 @@ class Denoising(AbstractConfiguration):
         return jnp.mean(weight * _sample_means(square)), Aux()
 
 
-class FieldFlowMatching(AbstractConfiguration):
+class FieldFlowMatching(_OfFields):
     """`FlowMatching` of fields: mean of |v(t, z_t, c) − (z₁ − (1 − σ) z₀)|².
 
     z_t = (1 − (1 − σ) t) z₀ + t z₁ with z₁ a standardised field, z₀ standard normal and
@@ -126,16 +155,9 @@ class FieldFlowMatching(AbstractConfiguration):
 
     sigma: float = eqx.field(static=True, default=1e-4)
     time_exponent: float = eqx.field(static=True, default=0.0)
-    next_step: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
         check_path(self.sigma, self.time_exponent)
-        check_flag("next_step", self.next_step)
-
-    @property
-    def num_times(self) -> int:
-        """2 for the next step, else 1: a sample has no times."""
-        return 2 if self.next_step else 1
 
     def __call__(
         self, model: Any, batch: Any, *, key: PRNGKeyArray | None = None
@@ -143,13 +165,13 @@ class FieldFlowMatching(AbstractConfiguration):
         """Loss of a batch, with a time and noise of its own for each sample."""
         check_method(model, "velocity")
         key = check_random(key, "FieldFlowMatching")
-        end, inputs = _embedded(self, model, batch)
+        end, inputs = self._embedded(model, batch)
         t, place, wanted = straight_paths(key, end, self.sigma, self.time_exponent)
         error = jax.vmap(model.velocity)(t, place, inputs) - wanted
         return jnp.mean(error**2), Aux()
 
 
-class FieldRegression(AbstractConfiguration):
+class FieldRegression(_OfFields):
     """Mean loss of a model's one field per condition, in the units of the data.
 
     Attributes:
@@ -175,16 +197,9 @@ class FieldRegression(AbstractConfiguration):
     """
 
     loss: Callable[..., Array] = mse
-    next_step: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self) -> None:
         check_callable("loss", self.loss)
-        check_flag("next_step", self.next_step)
-
-    @property
-    def num_times(self) -> int:
-        """2 for the next step, else 1: a sample has no times."""
-        return 2 if self.next_step else 1
 
     def __call__(
         self, model: Any, batch: Any, *, key: PRNGKeyArray | None = None
@@ -196,7 +211,7 @@ class FieldRegression(AbstractConfiguration):
                 f"Expected a tx.generation.Regression, got {type(model).__name__}. Wrap "
                 "the network in one (compute_dtype hides it)."
             )
-        target, condition = _targets(self, batch)
+        target, condition = self._targets(batch)
         field = jax.vmap(lambda c: model(c, space=target.shape[2:]))(condition)
         if field.shape != target.shape:
             raise ValueError(
@@ -204,30 +219,6 @@ class FieldRegression(AbstractConfiguration):
                 f"{target.shape}. Build it with as many channels."
             )
         return jnp.mean(jax.vmap(self.loss)(field, target)), Aux()
-
-
-def _targets(configuration: Any, batch: Any) -> tuple[Array, PyTree[Array] | None]:
-    """Fields `(B, C, *space)` and their condition."""
-    if not configuration.next_step:
-        return as_fields(batch)
-    window = as_window(batch, 2, type(configuration).__name__)
-    if not eqx.is_array(window.state):
-        raise ValueError(
-            "Expected states of one array for next_step=True, got "
-            f"{jax.tree.structure(window.state)}. Stack them as channels."
-        )
-    if jax.tree.leaves((window.sample, window.time)):
-        raise ValueError(
-            "Expected trajectories of states alone for next_step=True, got parameters or "
-            "forcing beside them. Append them to the states as channels."
-        )
-    return as_fields((window.state[:, 1], window.state[:, 0]))
-
-
-def _embedded(configuration: Any, model: Any, batch: Any) -> tuple[Array, Array]:
-    """Standardised fields, and conditions as the network sees them."""
-    target, condition = _targets(configuration, batch)
-    return jax.vmap(model.embed)(target, condition)
 
 
 def _sample_means(x: Array) -> Float[Array, " B"]:

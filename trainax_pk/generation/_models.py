@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -11,7 +11,42 @@ from jaxtyping import Array, Float, PyTree
 from trainax_pk.generation._scales import FieldScales
 
 
-class Denoiser(eqx.Module):
+class _FieldModel(eqx.Module):
+    """A network of standardised fields, and the scales between them and data."""
+
+    network: Callable[..., Array]
+    scales: FieldScales
+
+    def __check_init__(self) -> None:
+        if not callable(self.network):
+            raise ValueError(
+                "Expected a network that takes a field and a noise level, got "
+                f"{self.network!r}. Pass for example tx.generation.UNet."
+            )
+        if not isinstance(self.scales, FieldScales):
+            raise ValueError(
+                "Expected `scales` to be FieldScales, got "
+                f"{type(self.scales).__name__}. Pass "
+                "tx.generation.FieldScales(num_channels, num_condition_channels)."
+            )
+
+    def standardised(self, data: Any) -> Self:
+        """The same with scales learned from data, which no training changes.
+
+        Args:
+            data: `Fields`, a tuple (target, condition), or targets where there is no
+                condition; concrete.
+        """
+        return eqx.tree_at(lambda m: m.scales, self, self.scales.fitted(data))
+
+    def embed(
+        self, target: Float[Array, "C *space"], condition: PyTree[Array] | None = None
+    ) -> tuple[Float[Array, "C *space"], Float[Array, "K *space"]]:
+        """z of a field, standardised, and the condition as the network sees it."""
+        return self.scales.standard(target, condition)
+
+
+class Denoiser(_FieldModel):
     """D(z; σ, c) = c_skip(σ) z + c_out(σ) F([c_in(σ) z, c], c_noise(σ)): E[z₀ | z].
 
     z = z₀ + σ n is a standardised field with noise. With s = σ_data
@@ -48,27 +83,10 @@ class Denoiser(eqx.Module):
         (1, 8)
     """
 
-    network: Callable[..., Array]
-    scales: FieldScales
     sigma_data: float = eqx.field(static=True, default=1.0)
 
     def __check_init__(self) -> None:
-        check_parts(self.network, self.scales)
         check_positive("sigma_data", self.sigma_data, "It is 1 for standardised data.")
-
-    def standardised(self, data: Any) -> "Denoiser":
-        """The same with scales learned from data, which no training changes.
-
-        Args:
-            data: `Fields`, a tuple (target, condition), or targets, concrete.
-        """
-        return eqx.tree_at(lambda m: m.scales, self, self.scales.fitted(data))
-
-    def embed(
-        self, target: Float[Array, "C *space"], condition: PyTree[Array] | None = None
-    ) -> tuple[Float[Array, "C *space"], Float[Array, "K *space"]]:
-        """z₀ of a field, and the condition as the network sees it."""
-        return self.scales.standard(target, condition)
 
     def denoise(
         self,
@@ -86,7 +104,7 @@ class Denoiser(eqx.Module):
         return s**2 / total * z + sigma * s * c_in * out
 
 
-class Velocity(eqx.Module):
+class Velocity(_FieldModel):
     """v(t, z, c) = F([z, c], t): carries normal noise at t = 0 to fields at t = 1.
 
     Trained by `tx.configuration.FieldFlowMatching`, sampled by
@@ -113,26 +131,6 @@ class Velocity(eqx.Module):
         (1, 8)
     """
 
-    network: Callable[..., Array]
-    scales: FieldScales
-
-    def __check_init__(self) -> None:
-        check_parts(self.network, self.scales)
-
-    def standardised(self, data: Any) -> "Velocity":
-        """The same with scales learned from data, which no training changes.
-
-        Args:
-            data: `Fields`, a tuple (target, condition), or targets, concrete.
-        """
-        return eqx.tree_at(lambda m: m.scales, self, self.scales.fitted(data))
-
-    def embed(
-        self, target: Float[Array, "C *space"], condition: PyTree[Array] | None = None
-    ) -> tuple[Float[Array, "C *space"], Float[Array, "K *space"]]:
-        """z₁ of a field, and the condition as the network sees it."""
-        return self.scales.standard(target, condition)
-
     def velocity(
         self,
         t: Float[Array, ""],
@@ -144,7 +142,7 @@ class Velocity(eqx.Module):
         return check_output(self.network(seen, jnp.asarray(t, z.dtype)), z)
 
 
-class Regression(eqx.Module):
+class Regression(_FieldModel):
     """u(c) = base + mean + std · F(c, 0): one field per condition, without noise.
 
     What a generative model of the same network is compared with. Trained by
@@ -168,24 +166,12 @@ class Regression(eqx.Module):
         (1, 8)
     """
 
-    network: Callable[..., Array]
-    scales: FieldScales
-
     def __check_init__(self) -> None:
-        check_parts(self.network, self.scales)
         if not self.scales.num_condition_channels:
             raise ValueError(
                 "Expected scales with a condition for a regression, got 0 channels. Pass "
                 "FieldScales(num_channels, num_condition_channels)."
             )
-
-    def standardised(self, data: Any) -> "Regression":
-        """The same with scales learned from data, which no training changes.
-
-        Args:
-            data: `Fields`, or a tuple (target, condition), concrete.
-        """
-        return eqx.tree_at(lambda m: m.scales, self, self.scales.fitted(data))
 
     def __call__(
         self, condition: PyTree[Array], *, space: tuple[int, ...] | None = None
@@ -199,20 +185,6 @@ class Regression(eqx.Module):
         inputs = self.scales.inputs(condition, self.scales.space_of(condition, space))
         out = self.network(inputs, jnp.zeros((), inputs.dtype))
         return self.scales.physical(out, condition)
-
-
-def check_parts(network: Any, scales: Any) -> None:
-    """A network and scales, or a ValueError."""
-    if not callable(network):
-        raise ValueError(
-            f"Expected a network that takes a field and a noise level, got {network!r}. "
-            "Pass for example tx.generation.UNet."
-        )
-    if not isinstance(scales, FieldScales):
-        raise ValueError(
-            f"Expected `scales` to be FieldScales, got {type(scales).__name__}. Pass "
-            "tx.generation.FieldScales(num_channels, num_condition_channels)."
-        )
 
 
 def check_output(out: Array, z: Array) -> Array:
