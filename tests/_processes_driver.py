@@ -1,8 +1,8 @@
 """One of several processes that train one model.
 
 `python -m tests._processes_driver INDEX COUNT PORT WHAT FOLDER`. WHAT are names of cases,
-which are compared with one device in a JSON report; or the name of a signal that the last
-process sends to itself half-way.
+whose curves come in a JSON report, with those of one device from the first process; or the
+name of a signal that the last process sends to itself half-way.
 """
 
 import json
@@ -44,9 +44,12 @@ def train(trainer, **options):
     return trainer(network(), key=jax.random.key(5), **options)[1]
 
 
-def relative(a, b):
-    """Largest relative difference of two curves."""
-    return float(np.max(np.abs(np.asarray(a) / np.asarray(b) - 1)))
+def curves(history):
+    """Losses and records of a run, as lists."""
+    records = {k: r.values for k, r in history.records.items()}
+    return {
+        k: np.ravel(x).tolist() for k, x in {"loss": history.loss, **records}.items()
+    }
 
 
 def cached(folder):
@@ -61,7 +64,7 @@ def cached(folder):
 
 
 def several(mesh, folder, names):
-    """Runs on all devices against runs on one: differences by name."""
+    """Curves of runs on all devices, and of those on one, by name."""
     half = tx.checkpoint.Segment(epochs=2.5)
     evaluations = [
         tx.callback.Validation(tx.configuration.Supervised(2), DATA[:2], every=8),
@@ -81,17 +84,14 @@ def several(mesh, folder, names):
         trainer = make(mesh, **options, **on_mesh)
         part = train(trainer, run_dir=run_dir, segment=half)
         whole = train(trainer, run_dir=run_dir)
-        one = train(make(None, **options))
         leaf = whole.state.params.layers[0].weight
         report[name] = {
             "stopped": len(part.loss),
-            "difference": relative(whole.loss, one.loss),
             "part": leaf.addressable_shards[0].data.size / leaf.size,
-            "records": [
-                relative(r.values, one.records[k].values)
-                for k, r in whole.records.items()
-            ],
+            "curves": curves(whole),
         }
+        if jax.process_index() == 0:
+            report[name]["alone"] = curves(train(make(None, **options)))
     return report
 
 

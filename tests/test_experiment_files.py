@@ -219,8 +219,9 @@ raise SystemExit(bool(xla_bridge._backends))
     assert done.returncode == 0 and not marker.exists()
 
 
-def test_schema_knows_every_kind_and_resolves():
-    schema = experiment.json_schema()
+@pytest.mark.parametrize("of", ["run", "sweep"])
+def test_schema_knows_every_kind_and_resolves(of):
+    schema = experiment.json_schema(of)
     text = json.dumps(schema)
     names = set(schema["$defs"])
     assert set(re.findall(r'"#/\$defs/([^"]+)"', text)) <= names
@@ -231,6 +232,8 @@ def test_schema_knows_every_kind_and_resolves():
         "configuration",
         "adjoint",
         "data",
+        "tracker",
+        "sampler",
     ):
         for kind in experiment.kinds_of(family):
             assert f"{family}.{kind}" in names

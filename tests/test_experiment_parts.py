@@ -219,7 +219,8 @@ OTHER = {
     "num_features": 5, "hidden_dim": 3, "learn_weights": True, "residual": False,
     "periodic": False, "sigma_data": 0.5, "log_sigma_mean": 0.3, "log_sigma_std": 0.7,
     "sigma": 0.2, "time_exponent": 1.5, "sigma_min": 0.1, "sigma_max": 9.0, "rho": 3.0,
-    "churn": 4.0,
+    "churn": 4.0, "name": "events", "experiment": "fluids", "uri": "file:///elsewhere",
+    "project": "fluids", "mode": "offline",
 }  # fmt: skip
 NEEDED = {
     "exponential": {"rate": 0.5, "period": 7.0},
@@ -288,6 +289,7 @@ SHOW = {
     "model": lambda spec: eqx.tree_pformat(_form(spec)),
     "configuration": _show_configuration,
     "generator": lambda spec: repr(spec.build()),
+    "tracker": lambda spec: repr((type(spec.build()), vars(spec.build()))),
 }  # fmt: skip
 
 

@@ -105,6 +105,22 @@ def test_reproduction_is_identical_or_says_what_differs(trained):
     assert {"dataset", "weights", "losses"} < set(found.differences)
 
 
+def test_trackers_see_a_run_and_change_nothing(trained, tmp_path):
+    *_, artifact = trained
+    text = TEXT + "trackers: [{kind: tensorboard, name: events}]\n"
+    run = experiment.read_run(text)
+    _, history, tracked = experiment.train(run, tmp_path)
+    events = (tmp_path / "events").glob("events*")
+    data = b"".join(path.read_bytes() for path in events)
+    assert b"loss" in data and b"validation" in data
+    assert history.loss.shape == (12,)
+    for name in ("run_id", "pipeline_sha256", "losses_sha256"):
+        assert tracked[name] == artifact[name]
+    assert tracked["weights"]["sha256"] == artifact["weights"]["sha256"]
+    same = experiment.reproduce(tmp_path, experiment.read_run(TEXT))
+    assert same.is_identical and not same.differences
+
+
 def test_an_operator_in_a_fresh_process(trained):
     folder, _, model, *_ = trained
     u = jnp.sin(jnp.arange(12.0))[None]

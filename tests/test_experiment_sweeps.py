@@ -3,6 +3,7 @@
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 import yaml
@@ -159,6 +160,37 @@ def test_what_can_train_together():
         "optimizer.clip_norm": [None, 1.0],
     }
     assert len(group_alike(make(kinds).trials([]))) == 4
+
+
+def test_devices_share_the_trials_that_train_together(tmp_path, monkeypatch):
+    seen, save = [], _members.Members.save
+
+    def spy(self):
+        leaf = jax.tree.leaves(self._state.params)[0]
+        seen.append((len(self.trials), len(leaf.sharding.device_set)))
+        save(self)
+
+    monkeypatch.setattr(_members.Members, "save", spy)
+    fields = {RATE: [1e-4, 1e-3, 1e-2, 3e-2], "seed": [0, 3]}
+    spec = make(fields, pruning={"at": [0.5], "keep": 0.75})
+    one = experiment.sweep(spec, tmp_path / "one", num_devices=1)
+    assert set(seen) == {(8, 1), (6, 1)}
+    seen.clear()
+    shared = experiment.sweep(spec, tmp_path / "shared")
+    # Of four devices three divide the trials that are left.
+    assert list(dict.fromkeys(seen)) == [(8, 4), (6, 3)]
+    for a, b in zip(one, shared, strict=True):
+        assert (a.trial, a.status) == (b.trial, b.status)
+        np.testing.assert_allclose(a.value, b.value, rtol=1e-9)
+    best = one[0].trial
+    for a, b in zip(
+        weights(tmp_path / "one", best).layers,
+        weights(tmp_path / "shared", best).layers,
+        strict=True,
+    ):
+        np.testing.assert_allclose(a.weight, b.weight, rtol=1e-9)
+    with pytest.raises(ValueError, match="at most 4, as there are, got 5"):
+        experiment.sweep(spec, tmp_path / "more", num_devices=5)
 
 
 @pytest.mark.parametrize(

@@ -95,20 +95,25 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    del options
-    _say(json.dumps(experiment.json_schema(), indent=1))
+    _say(json.dumps(experiment.json_schema(options.of), indent=1))
     return _DONE
 
 
 def _sweep(options: argparse.Namespace) -> int:
     spec = experiment.read_sweep(options.file, options.fields)
     _set_precision(spec.run)
-    return _do_sweep(spec, options.sweep_dir or Path("sweeps") / options.file.stem)
+    folder = options.sweep_dir or Path("sweeps") / options.file.stem
+    return _do_sweep(spec, folder, options.num_devices)
 
 
-def _do_sweep(spec: experiment.HyperSweep, folder: Path) -> int:
+def _do_sweep(
+    spec: experiment.HyperSweep, folder: Path, num_devices: int | None = None
+) -> int:
+    progress = sys.stderr.isatty()
     try:
-        ranked = experiment.sweep(spec, folder, progress=sys.stderr.isatty())
+        ranked = experiment.sweep(
+            spec, folder, num_devices=num_devices, progress=progress
+        )
     except ValueError as error:
         raise _Refused(str(error)) from error
     for place, trial in enumerate(ranked[:_SHOWN], 1):
@@ -205,6 +210,9 @@ def _parser() -> argparse.ArgumentParser:
     show = add("show", _show, "Print a file with every field written out.")
     sweep = add("sweep", _sweep, "Train the trials that a file describes, rank them.")
     sweep.add_argument("--sweep-dir", type=Path, help="by default sweeps/FILE'S NAME")
+    sweep.add_argument(
+        "--num-devices", type=int, metavar="N", help="at most so many; by default all"
+    )
     bench = add("bench", _bench, "Measure parts of a run.")
     bench.add_argument("what", choices=["adjoints"], help="gradients under adjoints")
     for one in (run, validate, show, sweep, bench):
@@ -224,7 +232,8 @@ def _parser() -> argparse.ArgumentParser:
             metavar="NAME",
             help="a Python module that registers kinds; files alone run no code",
         )
-    add("schema", _schema, "Print the JSON schema of run files, for editors.")
+    schema = add("schema", _schema, "Print the JSON schema of a file, for editors.")
+    schema.add_argument("of", nargs="?", choices=["run", "sweep"], default="run")
     demo = add("demo", _demo, "Train two emulators and draw what they learned.")
     demo.add_argument("--output", type=Path, default=Path("demo_output"))
     demo.add_argument("--small", action="store_true", help="a few updates only")

@@ -12,6 +12,7 @@ from trainax_pk.experiment import (
     _optimizer,
     _sampler,
     _schedule,
+    _tracker,
 )
 from trainax_pk.experiment._adjoints import compare_adjoints
 from trainax_pk.experiment._artifact import (
@@ -31,8 +32,9 @@ from trainax_pk.experiment._operator import (
 )
 from trainax_pk.experiment._registry import Registry
 from trainax_pk.experiment._report import REPORT, report
-from trainax_pk.experiment._run import Built, Run, build, json_schema, read_run
+from trainax_pk.experiment._run import Built, Run, build, read_run
 from trainax_pk.experiment._sampler import ParameterGrid
+from trainax_pk.experiment._schema import json_schema
 from trainax_pk.experiment._spec import (
     AbstractSpec,
     Family,
@@ -57,6 +59,7 @@ KINDS = (
     _optimizer,
     _sampler,
     _schedule,
+    _tracker,
 )
 
 __all__ = [

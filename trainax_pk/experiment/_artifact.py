@@ -159,6 +159,8 @@ def reproduce(source: str | Path, run: Run | None = None) -> Reproduction:
     """
     recorded = read_artifact(source)
     run = Run.model_validate_json(json.dumps(recorded["run"])) if run is None else run
+    # The metrics of a repetition are nobody's.
+    run = run.model_copy(update={"trackers": ()})
     if run.training.program == "auto" and recorded["program"] in ("loop", "scan"):
         # What was measured there may be measured otherwise here.
         family = {"program": recorded["program"]}
@@ -213,7 +215,7 @@ def read_artifact(source: str | Path) -> dict[str, Any]:
 def _describe(built: Built, model: Any, history: Any, seconds: float) -> dict[str, Any]:
     run = built.run.to_data()
     dataset = hash_weights(built.split.train)
-    pipeline = {k: v for k, v in run.items() if k != "data"}
+    pipeline = {k: v for k, v in run.items() if k not in ("data", "trackers")}
     canonical = json.dumps(pipeline, sort_keys=True)
     pipeline_hash = hashlib.sha256(canonical.encode()).hexdigest()
     run_id = hashlib.sha256(f"{pipeline_hash} {dataset}".encode()).hexdigest()[:16]
@@ -303,7 +305,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Any:
     flat = [dict(_flat(x["run"], "")) for x in (old, new)]
     for name in sorted(flat[0].keys() | flat[1].keys()):
         a, b = (f.get(name) for f in flat)
-        if a != b and name != "training.program":
+        if a != b and name != "training.program" and not name.startswith("trackers"):
             part = "dataset" if name.startswith("data.") else "pipeline"
             yield f"{part}.{name.removeprefix('data.')}", (a, b)
     for name in new["versions"]:

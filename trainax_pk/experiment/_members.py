@@ -11,12 +11,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 from tqdm.auto import tqdm
 
 from trainax_pk._files import LocalFiles
 from trainax_pk.callback import Context
-from trainax_pk.checkpoint._log import MetricLog
 from trainax_pk.data import ShuffledOrder
 from trainax_pk.engine import (
     ChunkClock,
@@ -35,17 +35,19 @@ from trainax_pk.experiment._numbers import (
 )
 from trainax_pk.experiment._objective import objective
 from trainax_pk.experiment._run import Made, assemble, build_with, make_model
-from trainax_pk.experiment._saved import read_arrays, save_arrays
+from trainax_pk.experiment._saved import read_arrays, save_arrays, write_metrics
 from trainax_pk.experiment._sweep_spec import HyperSweep, Trial
 from trainax_pk.step import TrainState
 from trainax_pk.trainer import History
+from trainax_pk.trainer._mesh import MEMBERS
 
 
 class Members:
     """Trials that differ in seeds and numbers, trained as one program.
 
     Their order, weights and updates are those that each would have alone. One whose loss
-    or weights are not finite ends there; the others go on as if it had not been.
+    or weights are not finite ends there; the others go on as if it had not been. Several
+    devices share them, as many as their number can be divided by.
 
     Attributes:
         trials: Those that are still in it.
@@ -54,7 +56,12 @@ class Members:
     """
 
     def __init__(
-        self, spec: HyperSweep, trials: Sequence[Trial], made: Made, file: Path
+        self,
+        spec: HyperSweep,
+        trials: Sequence[Trial],
+        made: Made,
+        file: Path,
+        devices: Sequence[jax.Device],
     ) -> None:
         """Begins, or goes on where a file says.
 
@@ -63,34 +70,24 @@ class Members:
             trials: Alike; those that are left.
             made: Their data.
             file: For the state on the way.
+            devices: Where they train.
         """
         self.trials = list(trials)
         self.failed: dict[int, int] = {}
         self.done = 0
         self._spec, self._made = spec, made
         self._base = trials[0].run
-        self._built = build_with(self._base, made)
+        self._devices = tuple(devices)
         self._series: list[dict[str, np.ndarray]] = []
         self._records: list[tuple[int, dict[str, Any]]] = []
         self._file = file
         self._seconds, self._saved = 0.0, time.monotonic()
         self._program = ""
         self._states: list[TrainState] | None = None
-        trainer = self._built.trainer
-        self.total = trainer.num_training_steps
-        self._feed = feed = NumberedFeed(make_feed(trainer.windows, self.total))
-        options = {"num_updates": self.total, "program": trainer._program}
-        raises = self._base.training.nonfinite == "raise"
-        self._raises = raises
-        self._engine = Engine(self._step, feed, raises=raises, **options)
-        # What runs where a member is not finite: XLA's grouped convolutions multiply by
-        # masks, and 0·NaN would reach the other members.
-        self._apart = Engine(self._step, feed, **options)
-        self._apart.vmapped = False
+        self._raises = self._base.training.nonfinite == "raise"
+        self._arrange()
         self._begin()
-        if self._is_dispatch():
-            # One dispatch for all, where the engine would measure what is certain.
-            self._engine.vmapped = True
+        self._settle_form()
 
     def advance(self, stop: int, *, progress: bool = False) -> dict[int, float]:
         """Trains up to an update.
@@ -124,9 +121,16 @@ class Members:
     def keep(self, numbers: set[int]) -> None:
         """Lets the others go."""
         rows = [i for i, t in enumerate(self.trials) if t.number in numbers]
-        if len(rows) < len(self.trials):
-            self._take(np.asarray(rows))
-            self.save()
+        if not rows or len(rows) == len(self.trials):
+            self.trials = [self.trials[i] for i in rows]
+            return
+        self._take(np.asarray(rows))
+        if self._num_shares() != self._shares:
+            self._arrange()
+            place = self._built.trainer.devices.members or self._devices[0]
+            self._state = jax.device_put(self._state, place)
+            self._settle_form()
+        self.save()
 
     def finish(self, trial: Trial, folder: Path) -> dict[str, Any]:
         """Leaves artifact, weights and metrics of a trial in its folder."""
@@ -145,7 +149,7 @@ class Members:
             state,
             self._program,
         )
-        _write_metrics(folder, self._base.training.log_every, series, self._records, i)
+        write_metrics(folder, self._base.training.log_every, series, self._records, i)
         parts = assemble(trial.run, self._made)
         built = self._built._replace(run=trial.run, trainer=parts)
         seconds = self._seconds / len(self.trials)
@@ -167,6 +171,27 @@ class Members:
     def forget(self) -> None:
         """Removes what is needed for going on."""
         LocalFiles(self._file.parent).remove(self._file.name)
+
+    def _arrange(self) -> None:
+        """What depends on how many devices share the members."""
+        self._shares, mesh = self._num_shares(), None
+        if self._shares > 1:
+            mesh = Mesh(np.array(self._devices[: self._shares]), (MEMBERS,))
+        self._built = build_with(self._base, self._made, mesh=mesh)
+        trainer = self._built.trainer
+        self.total = trainer.num_training_steps
+        self._feed = feed = NumberedFeed(make_feed(trainer.windows, self.total))
+        options = {"num_updates": self.total, "program": trainer._program}
+        options["split"] = trainer.devices.members
+        self._engine = Engine(self._step, feed, raises=self._raises, **options)
+        # What runs where a member is not finite: XLA's grouped convolutions multiply by
+        # masks, and 0·NaN would reach the other members.
+        self._apart = Engine(self._step, feed, **(options | {"split": None}))
+        self._apart.vmapped = False
+
+    def _num_shares(self) -> int:
+        counts = range(1, len(self._devices) + 1)
+        return max(n for n in counts if len(self.trials) % n == 0)
 
     def _begin(self) -> None:
         run, n = self._base, len(self._built.trainer.windows)
@@ -191,16 +216,20 @@ class Members:
         if all(t.number in facts["trials"] for t in self.trials):
             self._restore(found, facts)
 
-    def _is_dispatch(self) -> bool:
-        """Whether updates are dispatched one by one, and hardly compute anything."""
+    def _settle_form(self) -> None:
+        """Vmapped where updates are dispatched one by one, and hardly compute anything.
+
+        That is certain, and the engine would measure it.
+        """
         if self._base.training.program != "loop":
-            return False
+            return
         one = jax.tree.map(lambda x: x[0], (self._state, self._numbers, self._orders))
         arrays = self._feed.load(one[1:], 0, 1, 1)
         jaxpr = jax.make_jaxpr(lambda s, a: self._step(s, self._feed.single(a, 0, 0)))(
             one[0], arrays
         )
-        return inspect_work(jaxpr).multiply_adds <= TINY
+        if inspect_work(jaxpr).multiply_adds <= TINY:
+            self._engine.vmapped = True
 
     def _parts(self) -> PyTree[Any]:
         series = {}
@@ -357,26 +386,3 @@ def _finite_rows(params: PyTree[Array]) -> np.ndarray:
         for x in jax.tree.leaves(params)
     ]
     return np.asarray(jnp.stack(found).all(axis=0))
-
-
-def _write_metrics(
-    folder: Path,
-    every: int,
-    series: dict[str, np.ndarray],
-    records: Sequence[tuple[int, dict[str, Any]]],
-    i: int,
-) -> None:
-    """The metric log that a run of its own would have left."""
-    log = MetricLog(folder / "metrics.jsonl", every)
-    log.resume(0, {})
-    done = 0
-    for step, values in records:
-        if step > done:
-            log.add_updates({k: x[done:step] for k, x in series.items()})
-        done = step
-        for name, value in values.items():
-            log.add_record(step, name, jax.tree.map(lambda x: x[i], value))
-    if done < len(series["loss"]):
-        log.add_updates({k: x[done:] for k, x in series.items()})
-    log.flush()
-    log.settle()

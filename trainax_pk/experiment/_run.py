@@ -16,12 +16,7 @@ import trainax_pk.trainer as trainer
 from trainax_pk.experiment._data import Count, NonZero, Scale
 from trainax_pk.experiment._read import as_typed, read_document
 from trainax_pk.experiment._schedule import Clock, Positive
-from trainax_pk.experiment._spec import (
-    FAMILY,
-    AbstractSpec,
-    Family,
-    families,
-)
+from trainax_pk.experiment._spec import AbstractSpec, Family
 
 
 class Training(pydantic.BaseModel):
@@ -109,6 +104,7 @@ class Run(pydantic.BaseModel):
         training: Length, batches, and how updates are made.
         callbacks: What looks at training on the way.
         early_stopping: When to end before; None for never.
+        trackers: Where the metrics of a run in a folder are shown; they change nothing.
 
     Example:
         >>> from trainax_pk import experiment
@@ -137,6 +133,7 @@ class Run(pydantic.BaseModel):
     training: Training
     callbacks: tuple[Annotated[AbstractSpec, Family("callback")], ...] = ()
     early_stopping: EarlyStopping | None = None
+    trackers: tuple[Annotated[AbstractSpec, Family("tracker")], ...] = ()
 
     @pydantic.model_validator(mode="after")
     def _fit(self) -> "Run":
@@ -275,7 +272,12 @@ def build(run: Run, *, progress: bool = False) -> Built:
 
 
 def build_with(
-    run: Run, made: Made, *, stop: int | None = None, progress: bool = False
+    run: Run,
+    made: Made,
+    *,
+    stop: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    progress: bool = False,
 ) -> Built:
     """As `build`, with data that were made before.
 
@@ -283,6 +285,7 @@ def build_with(
         run: The description.
         made: Its data.
         stop: Train so many updates of the run; None for all of it.
+        mesh: The devices; None for one.
         progress: Show a bar.
     """
     model_key, key = jax.random.split(jax.random.key(run.seed))
@@ -302,6 +305,8 @@ def build_with(
         checkpoints=checkpoint.Policy(every_seconds=training.save_seconds),
         log_every=training.log_every,
         early_stopping=run.early_stopping and run.early_stopping.build(),
+        trackers=[t.build() for t in run.trackers],
+        mesh=mesh,
         progress=progress,
         **training.options(),
     )
@@ -358,41 +363,3 @@ def check_precision(run: Run) -> None:
             f"Expected JAX's 64-bit mode to fit precision {run.precision}, it is {state}. "
             "Set jax.config.update('jax_enable_x64', ...) first, or change `precision`."
         )
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON schema of run files, for editors.
-
-    Returns:
-        A schema of draft 2020-12 with every registered kind.
-
-    Example:
-        >>> from trainax_pk import experiment
-        >>> schema = experiment.json_schema()
-        >>> "adam" in str(schema["$defs"]["optimizer"]), "Training" in schema["$defs"]
-        (True, True)
-    """
-    schema = _referring(Run.model_json_schema())
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    definitions = schema.setdefault("$defs", {})
-    for family, kinds in families().items():
-        names = []
-        for kind, cls in kinds.items():
-            one = _referring(cls.model_json_schema())
-            definitions |= one.pop("$defs", {})
-            one["required"] = sorted({*one.get("required", []), "kind"})
-            definitions[f"{family}.{kind}"] = one
-            names.append({"$ref": f"#/$defs/{family}.{kind}"})
-        definitions[family] = {"oneOf": names}
-    return schema
-
-
-def _referring(schema: Any) -> Any:
-    """Places where a family's kinds may stand refer to its definition."""
-    if isinstance(schema, list):
-        return [_referring(x) for x in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if isinstance(schema.get(FAMILY), str):
-        return {"$ref": f"#/$defs/{schema[FAMILY]}"}
-    return {k: _referring(v) for k, v in schema.items()}

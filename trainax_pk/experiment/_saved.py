@@ -1,5 +1,6 @@
-"""Arrays of a PyTree in one file with a note: whole, or not there."""
+"""What members of a sweep leave on disk: arrays, whole or not there, and metrics."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from jaxtyping import PyTree
 
 from trainax_pk._extras import load
 from trainax_pk._files import LocalFiles
+from trainax_pk.checkpoint._log import MetricLog
 
 _NOTE = "note"
 
@@ -68,3 +70,34 @@ def _as_like(found: np.ndarray, x: Any) -> Any:
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jnp.asarray(found), impl=jax.random.key_impl(x))
     return jnp.asarray(found) if isinstance(x, jax.Array) else found
+
+
+def write_metrics(
+    folder: Path,
+    every: int,
+    series: dict[str, np.ndarray],
+    records: Sequence[tuple[int, dict[str, Any]]],
+    i: int,
+) -> None:
+    """Leaves the metric log that a run of its own would have left.
+
+    Args:
+        folder: Of the run.
+        every: Updates per line.
+        series: Loss and gradient norm, each `(num_updates,)`.
+        records: What callbacks said of all members, by update.
+        i: The row of the member.
+    """
+    log = MetricLog(folder / "metrics.jsonl", every)
+    log.resume(0, {})
+    done = 0
+    for step, values in records:
+        if step > done:
+            log.add_updates({k: x[done:step] for k, x in series.items()})
+        done = step
+        for name, value in values.items():
+            log.add_record(step, name, jax.tree.map(lambda x: x[i], value))
+    if done < len(series["loss"]):
+        log.add_updates({k: x[done:] for k, x in series.items()})
+    log.flush()
+    log.settle()

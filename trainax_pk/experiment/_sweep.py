@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import yaml
 
 from trainax_pk._files import LocalFiles
+from trainax_pk._tree import check_count
 from trainax_pk.checkpoint import RunChanged
 from trainax_pk.experiment._artifact import write_artifact
 from trainax_pk.experiment._members import Members
@@ -44,17 +46,24 @@ class Ranked(NamedTuple):
 
 
 def sweep(
-    spec: HyperSweep, sweep_dir: str | Path, *, progress: bool = False
+    spec: HyperSweep,
+    sweep_dir: str | Path,
+    *,
+    num_devices: int | None = None,
+    progress: bool = False,
 ) -> list[Ranked]:
     """Trains all trials and ranks them.
 
     Trials that differ in seeds and in real numbers of optimizer and configuration train
-    as one program; the others one after another, each in its own run folder. A sweep
-    that was killed goes on: trials that ended are not trained again.
+    as one program, split over the devices of this process; the others, and those with
+    trackers, one after another, each in its own run folder. A sweep that was killed goes
+    on, on as many devices as there are then: trials that ended are not trained again.
 
     Args:
         spec: The sweep.
         sweep_dir: Holds `ranking.yaml` and `trials/NUMBER/` with an artifact each.
+        num_devices: The most that share a program, of which the greatest number that
+            divides its trials is used; None for all that there are.
         progress: Show bars.
 
     Returns:
@@ -62,7 +71,7 @@ def sweep(
         pruned, then those that failed.
 
     Raises:
-        ValueError: Parts that do not fit each other.
+        ValueError: Parts that do not fit each other; more devices than there are.
         RunChanged: The folder holds another sweep.
         TimeoutError: Another process is at work in it.
 
@@ -84,11 +93,11 @@ def sweep(
         (4, 0.01)
     """
     folder = Path(sweep_dir).expanduser().absolute()
-    files = LocalFiles(folder)
+    files, devices = LocalFiles(folder), _devices(num_devices)
     with files.locked(0.0):
         _claim(files, spec)
         log, told = _Log(files), []
-        data = _Data()
+        data = _Data(devices)
         while trials := spec.trials(told):
             found = _train(spec, trials, folder, log, data, progress=progress)
             told += [(r.fields, r.value) for r in found]
@@ -148,9 +157,10 @@ class _Alone:
 
 
 class _Data:
-    """Data of the trials; those of the same description are made once."""
+    """Data of the trials, those of the same description made once, and the devices."""
 
-    def __init__(self) -> None:
+    def __init__(self, devices: Sequence[jax.Device]) -> None:
+        self.devices = devices
         self._made: dict[str, Made] = {}
 
     def of(self, trial: Trial) -> Made:
@@ -243,14 +253,28 @@ def _groups(
     for digest, alike in group_alike(trials).items():
         made = data.of(alike[0])
         if spec.together and len(alike) > 1 and _fits(alike[0], made):
-            groups.append(Members(spec, alike, made, folder / f"groups/{digest}"))
+            file = folder / f"groups/{digest}"
+            groups.append(Members(spec, alike, made, file, data.devices))
         else:
             groups += [_Alone(spec, t, made, folder / "trials") for t in alike]
     return groups
 
 
+def _devices(count: int | None) -> Sequence[jax.Device]:
+    """So many devices of this process."""
+    found = jax.local_devices()
+    if count is None:
+        return found
+    if check_count("num_devices", count) > len(found):
+        raise ValueError(
+            f"Expected `num_devices` of at most {len(found)}, as there are, got {count}. "
+            "Leave it out to use all."
+        )
+    return found[:count]
+
+
 def _fits(trial: Trial, made: Made) -> bool:
-    if trial.run.early_stopping is not None:
+    if trial.run.early_stopping is not None or trial.run.trackers:
         return False
     built = build_with(trial.run, made)
     on_device = built.trainer.windows.residency == "device"

@@ -1,0 +1,57 @@
+"""Where the metrics of a run are shown, by name."""
+
+import abc
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+import trainax_pk.tracker as trackers
+from trainax_pk.experiment._spec import AbstractSpec, register
+
+Name = Annotated[str, Field(min_length=1)]
+
+
+class AbstractTrackerSpec(AbstractSpec):
+    """A tracker: `build()`. It changes no number, and is part of no hash."""
+
+    @abc.abstractmethod
+    def build(self) -> trackers.AbstractTracker:
+        """The tracker, not yet open."""
+
+
+@register("tracker")
+class TensorBoard(AbstractTrackerSpec):
+    """`tx.tracker.TensorBoard`: event files in the folder `name` of the run."""
+
+    kind: Literal["tensorboard"] = "tensorboard"
+    name: Name = "tensorboard"
+
+    def build(self) -> trackers.TensorBoard:
+        """The tracker."""
+        return trackers.TensorBoard(self.name)
+
+
+@register("tracker")
+class MLflow(AbstractTrackerSpec):
+    """`tx.tracker.MLflow`: to the server or store `uri`, by default in the run's folder."""
+
+    kind: Literal["mlflow"] = "mlflow"
+    experiment: Name = "trainax_pk"
+    uri: Name | None = None
+
+    def build(self) -> trackers.MLflow:
+        """The tracker."""
+        return trackers.MLflow(self.experiment, self.uri)
+
+
+@register("tracker")
+class WeightsAndBiases(AbstractTrackerSpec):
+    """`tx.tracker.WeightsAndBiases`."""
+
+    kind: Literal["wandb"] = "wandb"
+    project: Name = "trainax_pk"
+    mode: Literal["online", "offline"] = "online"
+
+    def build(self) -> trackers.WeightsAndBiases:
+        """The tracker."""
+        return trackers.WeightsAndBiases(self.project, self.mode)
