@@ -1,5 +1,7 @@
 """Trainers: what they return, what they refuse, ensembles, failures, callbacks."""
 
+import itertools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -174,6 +176,23 @@ def test_a_trainer_may_be_made_and_called_inside_jit():
 
     expected = train(conv())
     np.testing.assert_allclose(eqx.filter_jit(train)(conv()), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("program", ["scan", "loop"])
+def test_chunks_of_other_lengths_compile_nothing(program, monkeypatch, caplog):
+    """Lengths of chunks are a matter of the clock: each run has its own."""
+    trainer = tx.trainer.SupervisedTrainer(
+        DATA, num_rollout_steps=3, program=program, **OPTIONS
+    )
+    first = trainer(conv(), key=jax.random.key(0))[1].loss
+    lengths = itertools.cycle([3, 1, 2])
+    monkeypatch.setattr(
+        tx.engine.ChunkClock, "limit", lambda self, size: min(size, next(lengths))
+    )
+    with jax.log_compiles():
+        again = trainer(conv(), key=jax.random.key(0))[1].loss
+    assert not [m for m in caplog.messages if m.startswith("Compiling")]
+    np.testing.assert_array_equal(again, first)
 
 
 def test_a_single_run_after_an_ensemble_is_described_as_one():
