@@ -146,6 +146,89 @@ def test_between_bounds_parameters_condition_as_evenly_as_they_were_drawn():
     assert np.array_equal(level[:, 1:], np.asarray(z)[:, 1:])
 
 
+BOUNDED = {
+    "box": lambda: tx.data.BoxUniform([0.0], [1.0]),
+    "narrow box far away": lambda: tx.data.BoxUniform([1000.0], [1001.0]),
+    "six decades": lambda: tx.data.LogUniform(jnp.array([1e-4]), jnp.array([1e2])),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_chains_of_a_flat_likelihood_return_the_prior(name):
+    """In single precision the ends of z are where θ cannot follow."""
+    with jax.enable_x64(False):
+        prior = BOUNDED[name]()
+        head = A.DiagonalGaussian(1, 1, key=KEY)
+        head = jax.tree.map(lambda w: 0 * w if eqx.is_inexact_array(w) else w, head)
+        likelihood = A.AmortizedLikelihood(head, prior=prior, shape=(1,))
+        theta = jax.vmap(prior.sample)(jax.random.split(KEY, 4000))
+        likelihood = likelihood.standardised((theta, jnp.zeros((4000, 1))))
+        chains = A.sample_posterior(likelihood, prior, jnp.zeros(1), 4000, key=KEY)
+    edges = np.quantile(theta, np.linspace(0.0, 1.0, 6)[1:-1])
+    shares = np.bincount(np.searchsorted(edges, chains.samples[:, 0]), minlength=5)
+    np.testing.assert_allclose(shares / 4000, 0.2, atol=0.05)
+    assert float(chains.r_hat) < 1.05
+
+
+def test_small_parameters_are_kept_apart_in_single_precision():
+    with jax.enable_x64(False):
+        prior = tx.data.LogUniform(jnp.array([1e-6]), jnp.array([1e2]))
+        support = A.Support(*prior.bounds())
+        theta = jax.vmap(prior.sample)(jax.random.split(KEY, 4000))
+        z, log_det = jax.vmap(support.unconstrain)(theta)
+        back = jax.vmap(support.constrain)(z)
+        slope = jax.vmap(support.log_slope)(z)
+    np.testing.assert_allclose(back, theta, rtol=1e-4)
+    np.testing.assert_allclose(slope, -log_det, atol=1e-3)
+    assert len(np.unique(z)) > 3990
+
+
+def test_the_slope_falls_without_end_towards_bounds():
+    low, high = jnp.array([0.0, 0.0, -jnp.inf]), jnp.array([1.0, jnp.inf, 2.0])
+    support = A.Support(low, high)
+    z = jnp.array([0.3, -0.7, 1.1])
+    theta = support.constrain(z)
+    np.testing.assert_allclose(
+        support.log_slope(z), -support.unconstrain(theta)[1], rtol=1e-12
+    )
+    for i, far in ((0, -60.0), (0, 60.0), (1, -60.0), (2, 60.0)):
+        further = support.log_slope(z.at[i].set(far + jnp.sign(far)))
+        np.testing.assert_allclose(
+            further - support.log_slope(z.at[i].set(far)), -1.0, rtol=1e-6
+        )
+
+
+def test_between_bounds_of_many_decades_logarithms_condition():
+    prior = tx.data.LogUniform(jnp.array([1e-4, 1.0]), jnp.array([1e2, 2.0]))
+    support = A.Support(*prior.bounds())
+    theta = jnp.array([[1e-4, 1.0], [1e-1, 1.5], [1e2, 2.0]])
+    z = jax.vmap(lambda t: support.unconstrain(t)[0])(theta)
+    level = jax.vmap(support.level)(theta, z)
+    expected = np.sqrt(3) * np.array([[-1, -1], [0, 0], [1, 1]])
+    np.testing.assert_allclose(level, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["one", "ensemble"])
+def test_losses_of_draws_refuse_weights_that_draws_do_not_move_with(wrapped):
+    def make(key):
+        head = A.GaussianMixture(2, 3, num_components=2, key=key)
+        return A.AmortizedPosterior(A.IdentityEncoder((3,)), head, prior=PRIOR)
+
+    model = make(KEY)
+    if wrapped:
+        model = A.PosteriorEnsemble(eqx.filter_vmap(make)(jax.random.split(KEY, 2)))
+    pairs = A.Pairs(*draw_pairs(KEY, 4))
+    losses = (
+        tx.configuration.EnsembleCRPS(4),
+        tx.configuration.Variational(lambda theta, x: jnp.sum(theta), PRIOR),
+    )
+    for loss in losses:
+        with pytest.raises(
+            ValueError, match="GaussianMixture, whose draws.*AmortizedNLL"
+        ):
+            loss(model, pairs, key=KEY)
+
+
 def test_density_with_bounds_integrates_to_one():
     model = A.AmortizedPosterior(
         A.IdentityEncoder(1),

@@ -521,3 +521,14 @@ def test_indices_outside_are_errors(dataset):
     with pytest.raises(TypeError, match="float64"):
         dataset[np.array([0.5])]
     assert dataset[5:5][1].shape == (0, 4, 3)
+
+
+def test_a_stochastic_simulator_that_is_built_per_sample_has_no_steps():
+    """One key for all steps would repeat its noise."""
+    walk = tx.data.Stochastic(lambda key, u: u + jax.random.normal(key, u.shape))
+    built = tx.data.Parametric(lambda p: (walk, p))
+    prior = tx.data.Normal(jnp.zeros(2), 1.0)
+    for steps in ({"num_steps": 5}, {"num_warmup_steps": 2}):
+        with pytest.raises(ValueError, match="Stochastic simulator without steps"):
+            tx.data.SimulationDataset(built, prior, 3, **steps)[:1]
+    assert tx.data.SimulationDataset(built, prior, 3)[:3][1].shape == (3, 2)

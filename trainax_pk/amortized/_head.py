@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -23,10 +23,13 @@ class AbstractHead(eqx.Module):
     Attributes:
         dim: d.
         num_features: Length of f.
+        reparametrised: Whether draws move with everything that is learned; false where
+            something is picked by a learned probability, of which a draw has no gradient.
     """
 
     dim: eqx.AbstractVar[int]
     num_features: eqx.AbstractVar[int]
+    reparametrised: ClassVar[bool] = True
 
     @abc.abstractmethod
     def log_prob(

@@ -11,6 +11,7 @@ from trainax_pk._extras import load
 from trainax_pk._tree import check_count
 from trainax_pk.amortized._head import typed_key
 from trainax_pk.amortized._likelihood import AmortizedLikelihood, AmortizedRatio
+from trainax_pk.amortized._pairs import check_observations
 
 # Candidates that are judged at once.
 _BLOCK = 10_000
@@ -58,7 +59,7 @@ def sample_posterior(
         model: Learned likelihood or ratio.
         prior: With `sample(key)`, `log_prob(theta)` and the model's bounds.
         x: One observation.
-        num_samples: Draws in total, a multiple of `num_chains`.
+        num_samples: Draws in total, a multiple of `num_chains`; R̂ needs two of each.
         key: Key.
         mask: Which entries were observed, for a ratio.
         num_chains: Chains that run side by side.
@@ -70,7 +71,8 @@ def sample_posterior(
         Draws, and what tells whether to trust them.
 
     Raises:
-        ValueError: A model that is neither, a prior without density, counts out of range.
+        ValueError: A model that is neither, a prior without density, counts out of range,
+            an observed entry that is not finite.
         ImportError: blackjax is not installed.
 
     Source: Hoffman & Gelman 2014, arXiv:1111.4246.
@@ -105,6 +107,8 @@ def sample_posterior(
         check_count(name, value)
     check_count("num_chains", num_chains, minimum=2)
     check_count("num_candidates", num_candidates, minimum=num_chains)
+    check_count("max_doublings", max_doublings)
+    check_observations(x, mask)
     if num_samples % num_chains:
         raise ValueError(
             f"Expected `num_samples` to be a multiple of num_chains={num_chains}, got "
@@ -134,10 +138,10 @@ def _run(
     evidence = model.log_ratio if isinstance(model, AmortizedRatio) else model.log_prob
 
     def density(z: Array) -> Array:
-        vector = support.constrain(model.theta_scale.inverse(z))
-        _, log_det = support.unconstrain(vector)
-        theta = support.unravel(vector)
-        return evidence(theta, x, mask) + prior.log_prob(theta) - log_det
+        free = model.theta_scale.inverse(z)
+        theta = support.unravel(support.constrain(free))
+        slope = support.log_slope(free)
+        return evidence(theta, x, mask) + prior.log_prob(theta) + slope
 
     start_key, chain_key = jax.random.split(key)
     starts = _starts(

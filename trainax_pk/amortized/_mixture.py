@@ -1,6 +1,7 @@
 """Mixture of Gaussians as a head."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -40,6 +41,7 @@ class GaussianMixture(AbstractHead):
     num_features: int = eqx.field(static=True)
     num_components: int = eqx.field(static=True)
     network: eqx.nn.MLP
+    reparametrised: ClassVar[bool] = False
 
     def __init__(
         self,

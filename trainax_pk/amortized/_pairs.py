@@ -136,7 +136,10 @@ def _checked_mask(mask: Any, x: Any) -> Any:
     return mask.astype(bool)
 
 
-def _check_values(theta: Any, x: Any, mask: Any, prior: Any) -> None:
+def check_observations(x: Any, mask: Any) -> None:
+    """Finite where observed, or a ValueError; of arrays that are known."""
+    if not (is_concrete(x) and is_concrete(mask)):
+        return
     bad = ~np.isfinite(np.asarray(x))
     if mask is not None:
         bad &= np.asarray(mask)
@@ -146,6 +149,10 @@ def _check_values(theta: Any, x: Any, mask: Any, prior: Any) -> None:
             f"{_first(bad)} of x ({bad.sum()} such entries). Pass a mask that does not "
             "hold there, or leave these simulations out."
         )
+
+
+def _check_values(theta: Any, x: Any, mask: Any, prior: Any) -> None:
+    check_observations(x, mask)
     for leaf in jax.tree.leaves(theta):
         wrong = ~np.isfinite(np.asarray(leaf))
         if wrong.any():

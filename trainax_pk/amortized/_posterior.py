@@ -1,5 +1,6 @@
 """Amortized posteriors: one network for every observation."""
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -165,16 +166,24 @@ class AmortizedPosterior(eqx.Module):
 
         Returns:
             One θ. Of a density with several modes the highest that a draw fell near.
+
+        Raises:
+            ValueError: A count below 1, a learning rate that is not above 0.
         """
         check_count("num_candidates", num_candidates)
+        check_count("num_steps", num_steps)
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(
+                f"Expected `learning_rate` > 0, got {learning_rate!r}. Leave it out for "
+                "0.03."
+            )
         features = self.features(x, mask)
         keys = jax.random.split(key, num_candidates)
         starts = jax.vmap(lambda k: self.head.sample(k, features))(keys)
 
         def loss(z: Array) -> Array:
-            theta = self.support.constrain(self.theta_scale.inverse(z))
-            _, log_det = self.support.unconstrain(theta)
-            return -self.head.log_prob(z, features) - log_det
+            slope = self.support.log_slope(self.theta_scale.inverse(z))
+            return slope - self.head.log_prob(z, features)
 
         start = starts[jnp.argmin(jax.vmap(loss)(starts))]
         adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
@@ -187,7 +196,7 @@ class AmortizedPosterior(eqx.Module):
         (z, _), _ = jax.lax.scan(
             body, (start, adam.init(start)), None, length=num_steps
         )
-        return self._theta(z)
+        return self._theta(jnp.where(loss(z) <= loss(start), z, start))
 
     def features(
         self, x: Float[Array, "..."], mask: Bool[Array, "..."] | None = None

@@ -13,6 +13,9 @@ from jaxtyping import Array, Float, PyTree
 from trainax_pk._tree import is_concrete
 from trainax_pk.amortized._frozen import Frozen
 
+# Ratio of positive bounds above which a box is looked at in logarithms.
+_WIDE = 100.0
+
 
 class Support(eqx.Module):
     """Bijection of a prior's support, entry by entry, onto ℝᵈ.
@@ -102,10 +105,12 @@ class Support(eqx.Module):
         # be finite as well.
         theta = jnp.where(inside, theta, self._middle(theta.dtype))
         least, most = self._limits(theta.dtype)
-        # A bound itself, which a uniform draw hits once in 2²³, counts as its neighbour.
+        # A bound itself, which a uniform draw hits once in 2²³, counts as its neighbour
+        # among such draws. Closer ones are kept: a small lower bound has digits there.
         margin = jnp.finfo(theta.dtype).eps * jnp.where(both, high - low, 0.0)
-        theta = jnp.clip(theta, jnp.maximum(least, low + margin),
-                         jnp.minimum(most, high - margin))  # fmt: skip
+        theta = jnp.where(theta <= low, jnp.maximum(least, low + margin), theta)
+        theta = jnp.where(theta >= high, jnp.minimum(most, high - margin), theta)
+        theta = jnp.clip(theta, least, most)
         above = jnp.where(both | lower, theta - low, 1.0)
         below = jnp.where(both | upper, high - theta, 1.0)
         width = jnp.where(both, high - low, 1.0)
@@ -131,16 +136,35 @@ class Support(eqx.Module):
         theta = jnp.where(both, between, jnp.where(lower | upper, one_sided, z))
         return jnp.clip(theta, *self._limits(z.dtype))
 
+    def log_slope(self, z: Float[Array, " d"]) -> Float[Array, ""]:
+        """log |det dθ/dz|, from z.
+
+        It falls without end towards the bounds, where θ is rounded and what
+        `unconstrain` tells of it stays the same: a density on z is to be built with this.
+        """
+        low, high, both, lower, upper = self._bounds(z.dtype)
+        width = jnp.where(both, high - low, 1.0)
+        between = jnp.log(width) - jax.nn.softplus(z) - jax.nn.softplus(-z)
+        one_sided = jnp.where(lower, z, jnp.where(upper, -z, 0.0))
+        return jnp.sum(jnp.where(both, between, one_sided))
+
     def level(
         self, theta: Float[Array, " d"], z: Float[Array, " d"]
     ) -> Float[Array, " d"]:
         """√12 (θ − (l + u) / 2) / (u − l) of entries between two bounds, else those of z.
 
         What a density may be conditioned on: θ as evenly as a uniform prior draws it, where
-        z would stretch the ends of the box.
+        z would stretch the ends of the box. Between positive bounds of a ratio above 100,
+        the logarithms of θ, l and u take their places: on a linear scale most of what a
+        log-uniform prior draws would be one number.
         """
         low, high, both, _, _ = self._bounds(theta.dtype)
         low, high = jnp.where(both, low, -1.0), jnp.where(both, high, 1.0)
+        wide = both & (low > 0) & (high / _WIDE > low)
+        log = lambda x: jnp.log(jnp.where(wide, x, 1.0))  # noqa: E731
+        low = jnp.where(wide, log(low), low)
+        high = jnp.where(wide, log(high), high)
+        theta = jnp.where(wide, log(jnp.where(theta > 0, theta, 1.0)), theta)
         # Halved before they are added: bounds may be as large as numbers get.
         middle, half = 0.5 * low + 0.5 * high, 0.5 * high - 0.5 * low
         return jnp.where(both, math.sqrt(3) * (theta - middle) / half, z)

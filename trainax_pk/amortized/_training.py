@@ -102,5 +102,5 @@ def check_method(model: Any, name: str) -> None:
     if not callable(getattr(model, name, None)):
         raise ValueError(
             f"Expected a model with `{name}`, got {type(model).__name__}. Pass one of "
-            "tx.amortized (compute_dtype hides its methods)."
+            "tx.amortized or tx.generation, and no compute_dtype, which hides methods."
         )

@@ -264,6 +264,7 @@ class Variational(AbstractConfiguration):
     ) -> tuple[Float[Array, ""], Aux]:
         """Loss of a batch; of pairs, only x is read."""
         check_method(model, "sample")
+        _check_draws(model, "Variational")
         key = check_random(key, "Variational")
         _, x, mask = as_pairs(batch)
 
@@ -324,6 +325,7 @@ class EnsembleCRPS(AbstractConfiguration):
     ) -> tuple[Float[Array, ""], Aux]:
         """Loss of a batch of pairs."""
         check_method(model, "sample")
+        _check_draws(model, "EnsembleCRPS")
         key = check_random(key, "EnsembleCRPS")
         theta, x, mask = as_pairs(batch)
 
@@ -333,6 +335,17 @@ class EnsembleCRPS(AbstractConfiguration):
         keys = jax.random.split(key, x.shape[0])
         axes = (0, 0, 0, None if mask is None else 0)
         return jnp.mean(jax.vmap(one, in_axes=axes)(keys, theta, x, mask)), Aux()
+
+
+def _check_draws(model: Any, who: str) -> None:
+    """Draws that move with all that is learned, or a ValueError."""
+    head = getattr(getattr(model, "members", model), "head", None)
+    if not getattr(head, "reparametrised", True):
+        raise ValueError(
+            f"Expected draws with gradients for {who}, got a {type(head).__name__}, whose "
+            "draws tell nothing of the weights that components are picked by. Train it by "
+            "AmortizedNLL, or take a flow or one Gaussian."
+        )
 
 
 def check_random(key: PRNGKeyArray | None, who: str) -> PRNGKeyArray:

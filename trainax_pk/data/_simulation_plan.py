@@ -11,12 +11,11 @@ from trainax_pk._tree import check_count
 from trainax_pk.data._forward import (
     Observed,
     Parametric,
-    Stochastic,
     is_forward_model,
     split_observers,
 )
 from trainax_pk.data._prior import check_prior
-from trainax_pk.data._simulation_program import Recipe
+from trainax_pk.data._simulation_program import Recipe, check_steps
 from trainax_pk.data._simulation_run import Simulated
 
 # Distinct samples of a fresh stream: what an int32 index can name.
@@ -87,13 +86,7 @@ def make_recipe(
             f"Expected `divergence_limit` > 0 or None, got {divergence_limit!r}."
         )
     check_count("max_attempts", max_attempts)
-    steps = num_steps is not None or num_warmup_steps > 0
-    if isinstance(base, Stochastic) and steps:
-        raise ValueError(
-            f"Expected a Stochastic simulator without steps, got num_steps={num_steps} "
-            f"and num_warmup_steps={num_warmup_steps}. Step within the simulator, with "
-            "keys split from its own."
-        )
+    check_steps(base, num_steps, num_warmup_steps)
     forward = forward_model
     if observation is not None:
         forward = Observed(forward_model, observation)

@@ -108,6 +108,7 @@ class Recipe(eqx.Module):
             # Built by Parametric, with observers of its own.
             model, inner = split_observers(model)
             observers = (*inner, *observers)
+        check_steps(model, self.num_steps, self.num_warmup_steps)
 
         def see(state: PyTree, time: Any) -> PyTree:
             for i, observer in enumerate(observers):
@@ -163,6 +164,17 @@ def check_fit(recipe: Recipe) -> tuple[Draw, PyTree]:
             f"({describe(params)}), got an error from it: {error}. Change the prior, or "
             "wrap the model in Parametric(build)."
         ) from error
+
+
+def check_steps(model: Any, num_steps: int | None, num_warmup_steps: int) -> None:
+    """Steps of a model that has steps, or a ValueError."""
+    steps = num_steps is not None or num_warmup_steps > 0
+    if isinstance(model, Stochastic) and steps:
+        raise ValueError(
+            f"Expected a Stochastic simulator without steps, got num_steps={num_steps} "
+            f"and num_warmup_steps={num_warmup_steps}. Step within the simulator, with "
+            "keys split from its own."
+        )
 
 
 def _stepper(model: Any, key: PRNGKeyArray) -> Callable[[PyTree], PyTree]:

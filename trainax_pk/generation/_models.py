@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
@@ -183,8 +184,17 @@ class Regression(_FieldModel):
             space: Points along each axis; None for the finest grid of the condition.
         """
         inputs = self.scales.inputs(condition, self.scales.space_of(condition, space))
+        inputs = inputs.astype(network_dtype(self.network, inputs))
         out = self.network(inputs, jnp.zeros((), inputs.dtype))
         return self.scales.physical(out, condition)
+
+
+def network_dtype(model: Any, inputs: Array) -> Any:
+    """The dtype that a model computes in: of its weights, if it has any."""
+    weights = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+    known = weights[0] if weights else inputs
+    is_floating = jnp.issubdtype(known.dtype, jnp.floating)
+    return known.dtype if is_floating else jnp.result_type(float)
 
 
 def check_output(out: Array, z: Array) -> Array:

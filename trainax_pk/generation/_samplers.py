@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from trainax_pk._tree import check_count
-from trainax_pk.generation._models import check_positive
+from trainax_pk.generation._models import check_positive, network_dtype
 
 Field = Callable[[Array, Array], Array]
 
@@ -72,6 +72,7 @@ class AbstractSampler(eqx.Module):
             )
         scales = model.scales
         inputs = scales.inputs(condition, scales.space_of(condition, space))
+        inputs = inputs.astype(network_dtype(model, inputs))
         start_key, key = jax.random.split(key)
         shape = (scales.num_channels, *inputs.shape[1:])
         noise = jax.random.normal(start_key, shape, inputs.dtype)

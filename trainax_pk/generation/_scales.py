@@ -98,6 +98,17 @@ class FieldScales(eqx.Module):
             Scales of the same shapes.
         """
         target, condition = as_fields(data)
+        self._check_target(target.shape[1:])
+        if not np.isfinite(np.asarray(target)).all():
+            raise ValueError(
+                "Expected finite fields to learn scales from, got NaN or infinity. Pass "
+                "tx.generation.Fields(target, condition), which says where."
+            )
+        if condition is None and self.num_condition_channels:
+            raise ValueError(
+                f"Expected a condition of {self.num_condition_channels} channels to learn "
+                "scales from, got none. Pass tx.generation.Fields(target, condition)."
+            )
         space = tuple(range(1, self.num_axes + 1))
         raw = jax.jit(jax.vmap(self._raw, in_axes=(0, None)), static_argnums=1)
         inputs = raw(condition, target.shape[2:]) if condition is not None else None
