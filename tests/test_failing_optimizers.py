@@ -153,7 +153,7 @@ def test_members_fail_alone():
         ending(models, key=keys, ensemble=True)
 
 
-def test_what_was_infinite_before_may_stay_so():
+def test_what_was_infinite_before_may_stay_so(tmp_path):
     class Masked(eqx.Module):
         linear: eqx.Module
         mask: jax.Array
@@ -162,8 +162,30 @@ def test_what_was_infinite_before_may_stay_so():
             return self.linear(u) * jnp.exp(self.mask)
 
     model = Masked(linear(), jnp.array([0.0, -jnp.inf, 0.0]))
-    trained, _ = make(optax.sgd(1e-2))(model, key=KEY)
-    assert trained.mask[1] == -jnp.inf and jnp.isfinite(trained.linear.weight).all()
+    for folder in (None, tmp_path):
+        trained, _ = make(optax.sgd(1e-2))(model, key=KEY, run_dir=folder)
+        assert trained.mask[1] == -jnp.inf
+        assert jnp.isfinite(trained.linear.weight).all()
+    assert len(list((tmp_path / "checkpoints").iterdir())) > 0
+    # -inf + inf by weight decay: NaN is not what it was.
+    decayed = optax.adamw(1e-2, weight_decay=0.1)
+    with pytest.raises(FloatingPointError, match=r"at update 0 .*the optimizer makes"):
+        make(decayed)(model, key=KEY)
+
+
+def test_raising_after_skipping_names_the_update(by_hand, tmp_path):
+    skipped = [i for i, is_skipped in enumerate(by_hand[1]) if is_skipped]
+    stop = skipped[1] + 1
+    options = {"ema_decay": 0.9}
+    make(now_and_then(), nonfinite="skip", **options)(
+        linear(), key=KEY, run_dir=tmp_path, segment=Segment(epochs=stop / 16)
+    )
+    wrong = next(i for i in skipped if i >= stop)
+    message = rf"at update {wrong} .*what the optimizer makes"
+    with pytest.raises(FloatingPointError, match=message):
+        make(now_and_then(), **options)(
+            linear(), key=KEY, run_dir=tmp_path, allow_changes=["nonfinite"]
+        )
 
 
 def test_ignoring_goes_on():

@@ -7,6 +7,7 @@ import shutil
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -79,6 +80,10 @@ def write_log(path, start=0, stop=40):
         # Another's: what was written for it is still there.
         lambda line: b'{"step": 4, "loss": 1.5, "grad_norm": 3.5}',
         lambda line: b'{"step": 3, "loss": 1.5, "grad_norm": 3.5}',
+        lambda line: b'{"step": 20, "loss": 1.5, "grad_norm": 3.5}',
+        lambda line: b'{"step": 38, "loss": 1.5, "grad_norm": 3.5}',
+        lambda line: b'{"step": 8, "callback": [1]}',
+        lambda line: b"[" * 100_000,
     ],
 )
 def test_a_damaged_line_costs_that_line_alone(damage, tmp_path):
@@ -260,3 +265,62 @@ def test_rules_that_give_no_sharding_are_refused(name):
 def test_numbers_that_are_none_are_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         tx.checkpoint.load_model(tmp_path, linear(), weights="ema", **options)
+
+
+# What reads like a result of this run, and is not.
+
+
+def numbers(history):
+    return np.asarray(history.records["norm"].values)
+
+
+def asked_of(factor, every=12):
+    norm = lambda step, model, batch: factor * jnp.linalg.norm(model.weight)  # noqa: E731
+    return [tx.callback.Function(norm, every, "norm")]
+
+
+def test_results_of_a_run_whose_checkpoints_are_gone_are_not_taken_over(tmp_path):
+    make(callbacks=asked_of(1.0))(linear(), key=KEY, run_dir=tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    other = {"optimizer": optax.sgd(5e-2), "num_training_steps": 48}
+    trainer = make(callbacks=asked_of(1.0), **other)
+    half = Segment(epochs=24 * 8 / 32)
+    part = trainer(linear(), key=KEY, run_dir=tmp_path, segment=half)[1]
+    assert len(part.loss) == 24
+    resumed = trainer(linear(), key=KEY, run_dir=tmp_path)[1]
+    alone = trainer(linear(), key=KEY)[1]
+    np.testing.assert_array_equal(numbers(resumed), numbers(alone))
+
+
+def test_another_callback_of_the_same_name_is_asked(tmp_path):
+    make(callbacks=asked_of(1.0))(linear(), key=KEY, run_dir=tmp_path)
+    again = make(callbacks=asked_of(2.0))(linear(), key=KEY, run_dir=tmp_path)[1]
+    once = make(callbacks=asked_of(2.0))(linear(), key=KEY)[1]
+    np.testing.assert_array_equal(numbers(again)[-1], numbers(once)[-1])
+
+
+def test_a_callback_that_raises_costs_no_update(tmp_path):
+    def fails(step, model, batch):
+        if step == 20:
+            raise RuntimeError("the plot")
+        return jnp.linalg.norm(model.weight)
+
+    options = {"checkpoints": Policy(every_seconds=None, every_steps=1000)}
+    callbacks = [tx.callback.Function(fails, 10, "norm")]
+    with pytest.raises(RuntimeError, match="the plot"):
+        make(callbacks=callbacks, **options)(linear(), key=KEY, run_dir=tmp_path)
+    assert steps(tmp_path) == [20]
+
+
+@pytest.mark.parametrize("name", ["lr=[1e-3]", "a*", "what?"])
+def test_folders_whose_names_are_patterns_are_refused(name, trainer, tmp_path):
+    with pytest.raises(ValueError, match="`run_dir` without the signs"):
+        trainer(linear(), key=KEY, run_dir=tmp_path / name)
+
+
+def test_foreign_folders_among_checkpoints_are_left_alone(trainer, alone, tmp_path):
+    for name in ("9999", "²"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    for _ in range(2):
+        model, _ = trainer(linear(), key=KEY, run_dir=tmp_path)
+        np.testing.assert_array_equal(model.weight, alone.weight)

@@ -58,9 +58,9 @@ def select(condition: Array, on_true: PyTree[Any], on_false: PyTree[Any]) -> PyT
 
 
 def stays_finite(new: PyTree[Any], old: PyTree[Any]) -> Bool[Array, ""]:
-    """Whether every entry that was finite still is: a mask of -inf may stay what it is."""
+    """Whether every entry is finite or what it was: a mask of -inf may stay."""
     pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
-    kept = [jnp.all(jnp.isfinite(a) | ~jnp.isfinite(b)) for a, b in pairs]
+    kept = [jnp.all(jnp.isfinite(a) | (a == b)) for a, b in pairs]
     return jnp.all(jnp.stack(kept)) if kept else jnp.ones((), bool)
 
 

@@ -1,10 +1,12 @@
 """Metrics of a run, one line of JSON each, none twice."""
 
+import bisect
 import contextlib
 import json
 import math
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,29 +191,60 @@ def _read_line(line: bytes) -> dict[str, Any] | None:
     """What a line says, or None for one that is not what was written."""
     try:
         value = json.loads(line)
-        return value if isinstance(value["step"], int) else None
-    except (ValueError, KeyError, TypeError):
+        name = value.get("callback", "")
+        return value if isinstance(value["step"], int) and type(name) is str else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
 def _lines_up_to(content: bytes, done: int) -> tuple[bytes, list[int]]:
     """The lines that a run at this step has behind it, and numbers of damaged ones."""
-    kept, damaged, seen, last = [], [], set(), 0
-    for i, line in enumerate(content.split(b"\n")[:-1], 1):
-        value = _read_line(line)
+    kept, damaged, seen = [], [], set()
+    lines = content.split(b"\n")[:-1]
+    values = [_read_line(line) for line in lines]
+    ascending = _longest_ascent(_without_copies(values))
+    for i, (line, value) in enumerate(zip(lines, values, strict=True)):
         step = None if value is None else value["step"]
-        if (
-            step is None
-            or step < last
-            or (what := (step, value.get("callback"))) in seen
-        ):
-            damaged.append(i)
+        if i not in ascending or (what := (step, value.get("callback"))) in seen:
+            damaged.append(i + 1)
         # A callback at this very step runs again.
         elif step < done or (step == done and "callback" not in value):
             kept.append(line + b"\n")
             seen.add(what)
-            last = step
     return b"".join(kept), damaged
+
+
+def _without_copies(values: list[dict[str, Any] | None]) -> list[int | None]:
+    """Steps of lines; None for what is no line, or is there twice and out of place."""
+    steps = [None if v is None else v["step"] for v in values]
+    names = [None if v is None else (v["step"], v.get("callback")) for v in values]
+    counts = Counter(names)
+
+    def fits(i: int) -> bool:
+        around = [steps[i - 1] if i else None, steps[i], *steps[i + 1 : i + 2]]
+        known = [s for s in around if s is not None]
+        return counts[names[i]] == 1 or known == sorted(known)
+
+    return [s if s is not None and fits(i) else None for i, s in enumerate(steps)]
+
+
+def _longest_ascent(steps: list[int | None]) -> set[int]:
+    """Places of the longest part that does not descend: what lies off it is damaged."""
+    ends: list[int] = []
+    places: list[int] = []
+    before: dict[int, int | None] = {}
+    for i, step in enumerate(steps):
+        if step is None:
+            continue
+        at = bisect.bisect_right(ends, step)
+        before[i] = places[at - 1] if at else None
+        ends[at : at + 1] = [step]
+        places[at : at + 1] = [i]
+    found, i = set(), places[-1] if places else None
+    while i is not None:
+        found.add(i)
+        i = before[i]
+    return found
 
 
 def _tell(path: Path, damaged: list[int]) -> None:

@@ -1,6 +1,8 @@
 """What callbacks returned after the last update: a finished run does not ask them again."""
 
 import base64
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,18 +14,36 @@ from jaxtyping import PyTree
 
 from trainax_pk._files import LocalFiles, make_folder, read_sealed, seal
 from trainax_pk.checkpoint._arrays import to_host
+from trainax_pk.checkpoint._identity import Fields, Identity
 
 NAME = "finished.json"
 # Larger results are asked for again.
 _LARGEST = 2**26
 
 
-def keep_results(folder: Path, step: int, results: Mapping[str, PyTree[Any]]) -> None:
+def source_of(identity: Identity, callbacks: Fields) -> str:
+    """What tells results of a run and its callbacks from those of others.
+
+    Args:
+        identity: Of the run.
+        callbacks: Described with their data; names alone would not tell.
+
+    Returns:
+        A digest.
+    """
+    fields = json.dumps([identity.must, callbacks], sort_keys=True)
+    return hashlib.sha256(fields.encode()).hexdigest()
+
+
+def keep_results(
+    folder: Path, step: int, results: Mapping[str, PyTree[Any]], source: str
+) -> None:
     """Writes results whole, or leaves what was there.
 
     Args:
         folder: The run directory.
         step: Number of updates done.
+        source: Of which run and which callbacks they are.
         results: By callback. Those that are more than arrays and text in dicts, lists and
             tuples, such as a network, are left out, and so are very large ones.
 
@@ -37,21 +57,25 @@ def keep_results(folder: Path, step: int, results: Mapping[str, PyTree[Any]]) ->
         if text is not None:
             texts[name] = text
     make_folder(folder)
-    LocalFiles(folder).write(NAME, seal({"step": step, "results": texts}))
+    LocalFiles(folder).write(
+        NAME, seal({"step": step, "source": source, "results": texts})
+    )
 
 
-def load_results(folder: Path, step: int) -> dict[str, PyTree[Any]]:
-    """The results of a step by callback; none where the file is damaged, or of another.
+def load_results(folder: Path, step: int, source: str) -> dict[str, PyTree[Any]]:
+    """The results of a step by callback; none where the file is damaged, or of another
+    step, run or set of callbacks.
 
     Args:
         folder: The run directory.
         step: Number of updates done.
+        source: As for `keep_results`.
     """
     try:
         found = read_sealed(LocalFiles(folder), NAME)
     except OSError:
         return {}
-    if found is None or found["step"] != step:
+    if found is None or (found["step"], found.get("source")) != (step, source):
         return {}
     return {name: _decode(text) for name, text in found["results"].items()}
 

@@ -24,7 +24,7 @@ from trainax_pk.checkpoint._identity import Identity, check_unchanged
 from trainax_pk.checkpoint._load import Match
 from trainax_pk.checkpoint._log import MetricLog
 from trainax_pk.checkpoint._policy import Policy, Schedule
-from trainax_pk.checkpoint._results import keep_results, load_results
+from trainax_pk.checkpoint._results import keep_results, load_results, source_of
 from trainax_pk.checkpoint._run_base import AbstractRun, Point, Segment, Verdict
 from trainax_pk.checkpoint._store import (
     Checkpoint,
@@ -61,6 +61,7 @@ class Run(AbstractRun):
         allow_changes: Iterable[str],
         trackers: Sequence[AbstractTracker] = (),
         saves_alone: bool = True,
+        callbacks: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = Path(folder).expanduser()
         self.blocked = 0.0
@@ -71,6 +72,7 @@ class Run(AbstractRun):
         self._segment = segment
         self._allowed = tuple(allow_changes)
         self._saves_alone = saves_alone
+        self._callbacks = dict(callbacks or {})
         self._schedule = Schedule(policy, num_steps, steps_per_epoch)
         self._store = Store(self.folder / "checkpoints")
         self._tracking = Tracking(trackers)
@@ -121,6 +123,7 @@ class Run(AbstractRun):
             ValueError: The run has done more updates than it is asked for.
         """
         self._store.tidy()
+        self._writer.allow_infinite(state)
         found = self._store.newest()
         if found is None:
             self._log.resume(0, {})
@@ -232,12 +235,14 @@ class Run(AbstractRun):
 
     def load_results(self, step: int) -> dict[str, PyTree[Any]]:
         """What callbacks returned when the run was finished at this step, by name."""
-        return load_results(self.folder, step)
+        source = source_of(self._identity, self._callbacks)
+        return load_results(self.folder, step, source)
 
     def keep_results(self, step: int, results: Mapping[str, PyTree[Any]]) -> None:
         """Writes what callbacks returned after the last update, by name."""
         try:
-            keep_results(self.folder, step, results)
+            source = source_of(self._identity, self._callbacks)
+            keep_results(self.folder, step, results, source)
         except OSError as error:
             warnings.warn(
                 f"Results of the callbacks after {step} updates could not be kept "
@@ -257,9 +262,8 @@ class Run(AbstractRun):
 
     def note_failure(self, message: str) -> None:
         """Writes the message into the events."""
-        self._note(
-            "failed", self._last.done if self._last else self._start, why=message
-        )
+        done = self._last.done if self._last else self._start
+        self._note("failed", done, why=message)
 
     def poll(self) -> None:
         """Saves what is done and ends if a signal came."""
@@ -362,7 +366,7 @@ class Run(AbstractRun):
     def _segment_gap(self, done: int) -> int | None:
         if self._segment is None or self._segment.epochs is None:
             return None
-        length = math.ceil(Fraction(self._segment.epochs) * self._steps_per_epoch)
+        length = math.ceil(Fraction(str(self._segment.epochs)) * self._steps_per_epoch)
         return max(0, self._start + length - done)
 
     def _segment_is_over(self, done: int) -> bool:

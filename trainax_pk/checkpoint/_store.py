@@ -38,6 +38,7 @@ ARRAYS = "arrays"
 _PASSING = "."
 _PASSING_NAME = re.compile(r"\.\d{12}\.(writing|removing)")
 _DAMAGED = "damaged"
+_NAME = re.compile(r"[0-9]{12}")
 # How often a checkpoint is begun whose folder somebody removes meanwhile, and how long that
 # may take.
 _ATTEMPTS = 3
@@ -106,7 +107,9 @@ class Store:
         """Steps of the checkpoints that lie there, whatever their state, ascending."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+        return sorted(
+            int(p.name) for p in self.folder.iterdir() if _NAME.fullmatch(p.name)
+        )
 
     def has(self, step: int) -> bool:
         """Whether a checkpoint of a step lies there, whatever its state."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from trainax_pk._extras import load
-from trainax_pk.checkpoint._arrays import ORBAX
+from trainax_pk.checkpoint._arrays import ORBAX, name_leaves
 from trainax_pk.checkpoint._log import MetricLog
 from trainax_pk.checkpoint._policy import Schedule
 from trainax_pk.checkpoint._store import Store
@@ -56,8 +56,22 @@ class Writer:
         self._log = log
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
+        self._infinite: dict[str, np.ndarray] = {}
         # Loading it takes a fifth of a second, in which the first program compiles.
         self._pool.submit(load, ORBAX)
+
+    def allow_infinite(self, state: Any) -> None:
+        """Takes a state before training: parameters infinite there may stay so.
+
+        Args:
+            state: With `params`.
+        """
+        hosts = {
+            path: np.asarray(x)
+            for path, x in name_leaves(state.params, PARAMS).items()
+            if getattr(x, "is_fully_addressable", True)
+        }
+        self._infinite = {p: x for p, x in hosts.items() if np.isinf(x).any()}
 
     @property
     def is_busy(self) -> bool:
@@ -94,14 +108,22 @@ class Writer:
         for step, frozen in states.items():
             if not self._store.has(step):
                 arrays, meta = frozen()
-                _check_finite(arrays)
+                _check_finite(arrays, self._infinite)
                 self._store.write(step, arrays, {**meta, "identity": identity})
         self._store.retain(lambda steps: self._schedule.kept(steps) | good)
 
 
-def _check_finite(arrays: Mapping[str, Any]) -> None:
+def _check_finite(
+    arrays: Mapping[str, Any], infinite: Mapping[str, np.ndarray]
+) -> None:
     for path, x in arrays.items():
-        if path.startswith(PARAMS) and not np.isfinite(np.asarray(x)).all():
+        if not path.startswith(PARAMS):
+            continue
+        host = np.asarray(x)
+        bad = ~np.isfinite(host)
+        if path in infinite:
+            bad &= host != infinite[path]
+        if bad.any():
             raise NotFinite(
                 f"{path} is not finite; such a state is not saved, and the last one "
                 "that was finite stays the newest"

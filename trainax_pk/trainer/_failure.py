@@ -108,6 +108,9 @@ def explain_failure(
         fails when it is repeated.
     """
     step = jax.jit(step)
+    # Those that were left out before, under another policy, are no failures here.
+    none = jnp.zeros_like(state.num_skipped)
+    state = dataclasses.replace(state, num_skipped=none)
     for i in range(start, start + count):
         new, info = step(state, batch_at(i))
         if bool(info.skipped):

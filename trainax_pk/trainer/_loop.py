@@ -142,8 +142,7 @@ class Loop:
         if not self._check(before, new, records):
             if count > 1:
                 # The same programs find the update, so that the bits are those of other
-                # chunks; in halves, so that even where all fail it takes but some dozen
-                # times as long.
+                # chunks: in halves, some dozen calls for each update that fails.
                 lengths = (count // 2, count - count // 2)
                 parts = [jax.device_get(self._update(n, size)) for n in lengths]
                 return jax.tree.map(lambda *x: jnp.asarray(np.concatenate(x)), *parts)
@@ -231,12 +230,20 @@ class Loop:
             self.run.poll()
             if self.done == self.total or self.done % callback.every == 0:
                 name = callback.name
-                value = known[name] if name in known else callback(context)
+                value = known[name] if name in known else self._asked(callback, context)
                 value = self._kept(name, value)
                 self.run.note_record(self.done, callback.name, value)
                 results[callback.name] = value
         self._watch.see(self.done, results, self.state)
         return results, not results.keys() <= known.keys()
+
+    def _asked(self, callback: Any, context: Context) -> PyTree[Any]:
+        try:
+            return callback(context)
+        except Exception:
+            # Whatever it is, it costs no update.
+            self.run.save(self._point())
+            raise
 
     def _kept(self, name: str, value: PyTree[Any]) -> PyTree[Any]:
         try:

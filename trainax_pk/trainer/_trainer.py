@@ -334,6 +334,8 @@ class Trainer:
     ) -> AbstractRun:
         if self._data_fields is None:
             self._data_fields = describe(self.windows, "data")
+            # Before they have seen anything, which they may remember.
+            self._callback_fields = describe(self.callbacks, "callbacks")
         may = {
             "num_training_steps": self.num_training_steps,
             "callbacks": [c.name for c in self.callbacks],
@@ -354,6 +356,7 @@ class Trainer:
             allow_changes=allow_changes,
             trackers=self.trackers,
             saves_alone=self.devices.saves_alone,
+            callbacks=self._callback_fields,
         )
         return SharedRun(self.devices.team, run) if self.devices.team.size > 1 else run
 
