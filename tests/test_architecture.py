@@ -22,7 +22,7 @@ LAYERS = [
     {"solver", "amortized"},
     {"generation"},
     {"configuration", "data"},
-    {"step"},
+    {"step", "framework"},
     {"engine", "tracker"},
     {"checkpoint", "evaluation"},
     {"callback"},
@@ -36,8 +36,8 @@ WITHIN = {("_rollout", "_stepper"), ("_files", "_lock"),
           ("loss", "_tree"), ("metrics", "_tree"), ("sample_data", "_tree")}  # fmt: skip
 NAMESPACES = [
     "adjoint", "amortized", "callback", "checkpoint", "configuration", "data", "engine",
-    "evaluation", "experiment", "generation", "loss", "metrics", "sample_data",
-    "solver", "step", "tracker", "trainer", "compat", "compat.callback",
+    "evaluation", "experiment", "framework", "generation", "loss", "metrics",
+    "sample_data", "solver", "step", "tracker", "trainer", "compat", "compat.callback",
     "compat.configuration", "compat.loss", "compat.sample_data", "compat.trainer",
 ]  # fmt: skip
 
@@ -202,6 +202,10 @@ def test_no_import_inside_a_function():
         ("trainax", set()),
         ("apebench", set()),
         ("pdequinox", set()),
+        ("flax", set()),
+        ("keras", set()),
+        ("torch", set()),
+        ("lightning", set()),
         ("optuna", set()),
         ("h5netcdf", set()),
         ("diffrax", {"trainax_pk.adjoint"}),
@@ -323,6 +327,7 @@ _REPORTS = {
     "Aux",
     "Built",
     "Chains",
+    "HandOff",
     "Match",
     "Choice",
     "CoverageReport",

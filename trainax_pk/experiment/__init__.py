@@ -23,6 +23,7 @@ from trainax_pk.experiment._artifact import (
     reproduce,
     train,
 )
+from trainax_pk.experiment._lightning import HandOff, to_lightning
 from trainax_pk.experiment._model import FlatMLP
 from trainax_pk.experiment._operator import (
     Operator,
@@ -73,6 +74,7 @@ __all__ = [
     "Built",
     "Family",
     "FlatMLP",
+    "HandOff",
     "HyperSweep",
     "Operator",
     "ParameterGrid",
@@ -97,5 +99,6 @@ __all__ = [
     "report",
     "reproduce",
     "sweep",
+    "to_lightning",
     "train",
 ]
