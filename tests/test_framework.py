@@ -17,7 +17,7 @@ import pytest
 from flax import nnx
 
 import trainax_pk as tx
-from trainax_pk import framework
+from trainax_pk import experiment as tx_experiment
 from trainax_pk.data import ShuffledOrder, Windows
 from trainax_pk.framework import from_flax, from_keras, to_flax, to_keras
 from trainax_pk.step import stream_key
@@ -559,14 +559,24 @@ def test_a_network_of_another_size_is_refused_before_compute(kind):
 
 
 def test_extras_that_are_missing_are_named(monkeypatch):
-    for name, call in (
-        ("flax", lambda: from_flax(None)),
-        ("keras", lambda: from_keras(None)),
+    run = tx_experiment.read_run("""
+        precision: float64
+        data: {kind: lorenz_63}
+        model: mlp
+        configuration: supervised
+        optimizer: {kind: sgd, learning_rate: 0.1}
+        training: {num_steps: 1, batch_size: 1}
+    """)
+    for name, extra, call in (
+        ("flax", "flax", lambda: from_flax(None)),
+        ("keras", "keras", lambda: from_keras(None)),
+        ("torch", "lightning", lambda: tx_experiment.to_lightning(run, None)),
     ):
         with monkeypatch.context() as patch:
-            for module in [m for m in sys.modules if m.split(".")[0] == name]:
+            loaded = [m for m in sys.modules if m.split(".")[0] == name]
+            for module in {name, *loaded}:
                 patch.setitem(sys.modules, module, None)
-            with pytest.raises(ImportError, match=rf"trainax_pk\[{name}\]"):
+            with pytest.raises(ImportError, match=rf"trainax_pk\[{extra}\]"):
                 call()
 
 
@@ -586,7 +596,3 @@ def test_libraries_are_imported_when_asked_for_and_backends_refused():
     first, rest = found.stdout.split("\n", 1)
     assert first == "set()"
     assert "got the backend 'numpy'. Set os.environ['KERAS_BACKEND']" in rest
-
-
-def test_public_names():
-    assert {"from_flax", "from_keras", "optax_for_torch"} <= set(framework.__all__)

@@ -23,7 +23,7 @@ from trainax_pk.generation._models import Regression
 from trainax_pk.loss import mse
 
 
-class _OfFields(AbstractConfiguration):
+class AbstractFieldConfiguration(AbstractConfiguration):
     """What a batch of fields is, or of windows whose next state is the field."""
 
     next_step: bool = eqx.field(static=True, default=False, kw_only=True)
@@ -59,7 +59,7 @@ class _OfFields(AbstractConfiguration):
         return jax.vmap(model.embed)(target, condition)
 
 
-class Denoising(_OfFields):
+class Denoising(AbstractFieldConfiguration):
     """Mean of λ(σ) |D(z₀ + σ n; σ, c) − z₀|² over log σ ~ N(m, s²) and n ~ N(0, 1).
 
     λ = (σ² + σ_data²) / (σ σ_data)², which is 1 / c_out²: every noise level asks its
@@ -123,7 +123,7 @@ class Denoising(_OfFields):
         return jnp.mean(weight * _sample_means(square)), Aux()
 
 
-class FieldFlowMatching(_OfFields):
+class FieldFlowMatching(AbstractFieldConfiguration):
     """`FlowMatching` of fields: mean of |v(t, z_t, c) − (z₁ − (1 − σ) z₀)|².
 
     z_t = (1 − (1 − σ) t) z₀ + t z₁ with z₁ a standardised field, z₀ standard normal and
@@ -171,7 +171,7 @@ class FieldFlowMatching(_OfFields):
         return jnp.mean(error**2), Aux()
 
 
-class FieldRegression(_OfFields):
+class FieldRegression(AbstractFieldConfiguration):
     """Mean loss of a model's one field per condition, in the units of the data.
 
     Attributes:

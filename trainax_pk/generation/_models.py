@@ -12,11 +12,11 @@ from jaxtyping import Array, Float, PyTree
 from trainax_pk.generation._scales import FieldScales
 
 
-class _FieldModel(eqx.Module):
+class AbstractFieldModel(eqx.Module):
     """A network of standardised fields, and the scales between them and data."""
 
-    network: Callable[..., Array]
-    scales: FieldScales
+    network: eqx.AbstractVar[Callable[..., Array]]
+    scales: eqx.AbstractVar[FieldScales]
 
     def __check_init__(self) -> None:
         if not callable(self.network):
@@ -47,7 +47,7 @@ class _FieldModel(eqx.Module):
         return self.scales.standard(target, condition)
 
 
-class Denoiser(_FieldModel):
+class Denoiser(AbstractFieldModel):
     """D(z; σ, c) = c_skip(σ) z + c_out(σ) F([c_in(σ) z, c], c_noise(σ)): E[z₀ | z].
 
     z = z₀ + σ n is a standardised field with noise. With s = σ_data
@@ -84,6 +84,8 @@ class Denoiser(_FieldModel):
         (1, 8)
     """
 
+    network: Callable[..., Array]
+    scales: FieldScales
     sigma_data: float = eqx.field(static=True, default=1.0)
 
     def __check_init__(self) -> None:
@@ -105,7 +107,7 @@ class Denoiser(_FieldModel):
         return s**2 / total * z + sigma * s * c_in * out
 
 
-class Velocity(_FieldModel):
+class Velocity(AbstractFieldModel):
     """v(t, z, c) = F([z, c], t): carries normal noise at t = 0 to fields at t = 1.
 
     Trained by `tx.configuration.FieldFlowMatching`, sampled by
@@ -132,6 +134,9 @@ class Velocity(_FieldModel):
         (1, 8)
     """
 
+    network: Callable[..., Array]
+    scales: FieldScales
+
     def velocity(
         self,
         t: Float[Array, ""],
@@ -143,7 +148,7 @@ class Velocity(_FieldModel):
         return check_output(self.network(seen, jnp.asarray(t, z.dtype)), z)
 
 
-class Regression(_FieldModel):
+class Regression(AbstractFieldModel):
     """u(c) = base + mean + std · F(c, 0): one field per condition, without noise.
 
     What a generative model of the same network is compared with. Trained by
@@ -166,6 +171,9 @@ class Regression(_FieldModel):
         >>> model(jnp.ones((1, 4)), space=(8,)).shape
         (1, 8)
     """
+
+    network: Callable[..., Array]
+    scales: FieldScales
 
     def __check_init__(self) -> None:
         if not self.scales.num_condition_channels:
