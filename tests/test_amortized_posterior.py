@@ -163,7 +163,9 @@ def test_chains_of_a_flat_likelihood_return_the_prior(name):
         likelihood = A.AmortizedLikelihood(head, prior=prior, shape=(1,))
         theta = jax.vmap(prior.sample)(jax.random.split(KEY, 4000))
         likelihood = likelihood.standardised((theta, jnp.zeros((4000, 1))))
-        chains = A.sample_posterior(likelihood, prior, jnp.zeros(1), 4000, key=KEY)
+        chains = A.sample_posterior(
+            likelihood, prior, jnp.zeros(1), 4000, key=KEY, num_candidates=1000
+        )
     edges = np.quantile(theta, np.linspace(0.0, 1.0, 6)[1:-1])
     shares = np.bincount(np.searchsorted(edges, chains.samples[:, 0]), minlength=5)
     np.testing.assert_allclose(shares / 4000, 0.2, atol=0.05)

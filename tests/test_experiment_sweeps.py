@@ -1,5 +1,6 @@
 """Sweeps: which trials there are, what trains together, ranks, pruning, resumption."""
 
+import functools
 import json
 import math
 
@@ -24,6 +25,8 @@ optimizer: {kind: adam, learning_rate: 1e-2}
 training: {num_steps: 12, batch_size: 8, log_every: 4, program: scan}
 """
 RATE = "optimizer.learning_rate"
+# Programs split over the four devices of the tests take thrice as long to compile.
+sweep = functools.partial(experiment.sweep, num_devices=1)
 
 
 def make(fields, text=TEXT, **rest):
@@ -50,7 +53,7 @@ def together(tmp_path_factory):
     text = (
         TEXT + "callbacks: [{kind: validation, every: 5}, {kind: grad_norm, every: 6}]"
     )
-    return folder, make(FIELDS, text), experiment.sweep(make(FIELDS, text), folder)
+    return folder, make(FIELDS, text), sweep(make(FIELDS, text), folder)
 
 
 def test_trials_that_train_together_are_those_one_by_one(together, tmp_path):
@@ -90,9 +93,9 @@ def test_ranks_and_artifacts(together):
 def test_a_sweep_that_ended_is_not_trained_again(together, monkeypatch):
     folder, spec, ranked = together
     monkeypatch.setattr(_members.Members, "__init__", None)
-    assert experiment.sweep(spec, folder) == ranked
+    assert sweep(spec, folder) == ranked
     with pytest.raises(ValueError, match="holds another \\(fields run, fields\\)"):
-        experiment.sweep(make({"seed": [0]}), folder)
+        sweep(make({"seed": [0]}), folder)
 
 
 class Killed(BaseException):
@@ -104,7 +107,7 @@ def test_a_killed_sweep_goes_on(tmp_path, monkeypatch):
     fields = {RATE: {"kind": "log_uniform", "low": 1e-4, "high": 1e-1, "num": 4}}
     spec = make(fields, TEXT.replace("num_steps: 12", "num_steps: 100"),
                 pruning={"at": [0.25, 0.5], "keep": 0.5})  # fmt: skip
-    whole = experiment.sweep(spec, tmp_path / "whole")
+    whole = sweep(spec, tmp_path / "whole")
     assert [r.status for r in whole] == ["done", "pruned", "pruned", "pruned"]
     assert [r.num_updates for r in whole] == [100, 50, 25, 25]
     original, calls = _members.Members.save, []
@@ -118,8 +121,8 @@ def test_a_killed_sweep_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(_members.Members, "save", save)
     for _ in range(3):
         with pytest.raises(Killed):
-            experiment.sweep(spec, tmp_path / "cut")
-    again = experiment.sweep(spec, tmp_path / "cut")
+            sweep(spec, tmp_path / "cut")
+    again = sweep(spec, tmp_path / "cut")
     assert again == whole
     best = whole[0].trial
     for a, b in zip(weights(tmp_path / "cut", best).layers,
@@ -140,12 +143,10 @@ CONV = TEXT.replace(
 )
 def test_one_that_fails_takes_none_with_it(tmp_path, text):
     text = text.replace("adam", "sgd")
-    ranked = experiment.sweep(make({RATE: [1e-3, 1e30, 1e-2]}, text), tmp_path)
+    ranked = sweep(make({RATE: [1e-3, 1e30, 1e-2]}, text), tmp_path)
     assert [r.status for r in ranked] == ["done", "done", "failed"]
     assert ranked[-1].trial == 1 and math.isnan(ranked[-1].value)
-    alone = experiment.sweep(
-        make({RATE: [1e-3, 1e-2]}, text, together=False), tmp_path / "alone"
-    )
+    alone = sweep(make({RATE: [1e-3, 1e-2]}, text, together=False), tmp_path / "alone")
     np.testing.assert_allclose(
         [r.value for r in ranked[:2]], [r.value for r in alone], rtol=1e-6
     )
@@ -292,7 +293,10 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
     (tmp_path / "run.yaml").write_text(TEXT)
     file = tmp_path / "few.yaml"
     file.write_text(f"run: run.yaml\nfields:\n  {RATE}: [1e-3, 1e-2]\n")
-    assert main(["sweep", "few.yaml", "run.training.num_steps=3"]) == 0
+    assert (
+        main(["sweep", "few.yaml", "run.training.num_steps=3", "--num-devices", "1"])
+        == 0
+    )
     out = capsys.readouterr().out
     assert "1. " in out and "2 done" in out and "ranking.yaml" in out
     assert main(["resume", "sweeps/few"]) == 0
