@@ -142,7 +142,7 @@ def check_observations(x: Any, mask: Any) -> None:
         return
     bad = ~np.isfinite(np.asarray(x))
     if mask is not None:
-        bad &= np.asarray(mask)
+        bad &= np.asarray(mask, bool)
     if bad.any():
         raise ValueError(
             f"Expected finite observations, got {np.asarray(x)[bad][0]} at index "

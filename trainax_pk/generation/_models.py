@@ -199,10 +199,10 @@ class Regression(AbstractFieldModel):
 
 def network_dtype(model: Any, inputs: Array) -> Any:
     """The dtype that a model computes in: of its weights, if it has any."""
-    weights = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
-    known = weights[0] if weights else inputs
-    is_floating = jnp.issubdtype(known.dtype, jnp.floating)
-    return known.dtype if is_floating else jnp.result_type(float)
+    arrays = (*jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)), inputs)
+    # Weights of a spectral layer are complex.
+    known = [x.dtype for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)]
+    return known[0] if known else jnp.result_type(float)
 
 
 def check_output(out: Array, z: Array) -> Array:

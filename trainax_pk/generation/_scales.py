@@ -99,7 +99,8 @@ class FieldScales(eqx.Module):
         """
         target, condition = as_fields(data)
         self._check_target(target.shape[1:])
-        if not np.isfinite(np.asarray(target)).all():
+        arrays = (target, *jax.tree.leaves(condition))
+        if not all(np.isfinite(np.asarray(x)).all() for x in arrays):
             raise ValueError(
                 "Expected finite fields to learn scales from, got NaN or infinity. Pass "
                 "tx.generation.Fields(target, condition), which says where."

@@ -70,10 +70,10 @@ def check_run(
             f"Expected `run_dir` to be the path of a folder, got {run_dir!r}. Pass a "
             "string or a Path, or None for a run that leaves nothing behind."
         )
-    if run_dir is not None and set(os.fspath(run_dir)) & set("[]*?"):
+    if run_dir is not None and set(os.path.abspath(run_dir)) & set("[]*?"):
         raise ValueError(
             f"Expected `run_dir` without the signs [ ] * ?, which the library that writes "
-            f"arrays takes for patterns, got {os.fspath(run_dir)!r}. Name it otherwise."
+            f"arrays takes for patterns, got {os.path.abspath(run_dir)!r}. Rename it."
         )
     if segment is not None and not isinstance(segment, Segment):
         raise ValueError(

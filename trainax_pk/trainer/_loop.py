@@ -241,8 +241,10 @@ class Loop:
         try:
             return callback(context)
         except Exception:
-            # Whatever it is, it costs no update.
-            self.run.save(self._point())
+            # Whatever it is, it costs no update. Of several processes the others know
+            # nothing of it, and would not join in a save.
+            if self.trainer.devices.team.size == 1:
+                self.run.save(self._point())
             raise
 
     def _kept(self, name: str, value: PyTree[Any]) -> PyTree[Any]:
