@@ -14,10 +14,10 @@ from trainax_pk._tree import check_flag
 from trainax_pk._types import Inputs
 from trainax_pk.data import hash_content
 from trainax_pk.framework._whole_batch import (
+    AbstractAdapted,
     call_whole,
     channels_to_end,
     channels_to_front,
-    check_batch_statistics,
     taken_apart,
 )
 
@@ -120,7 +120,7 @@ def to_flax(stepper: Stepper) -> Any:
     return model.module(model.params, model.variables(state), model.streams(None))
 
 
-class FlaxModel(eqx.Module):
+class FlaxModel(AbstractAdapted):
     """A module of Flax NNX as a PyTree of arrays; `from_flax` makes it.
 
     Attributes:
@@ -141,6 +141,7 @@ class FlaxModel(eqx.Module):
         {'bias': (3,), 'kernel': (2, 3)}
     """
 
+    kind = "a module of Flax"
     params: Named
     rngs: Named
     index: eqx.nn.StateIndex | None
@@ -170,25 +171,21 @@ class FlaxModel(eqx.Module):
         self.index = eqx.nn.StateIndex(variables) if variables else None
         self.inference = False
 
-    def __call__(
-        self, u: PyTree[Array], *rest: Any, key: PRNGKeyArray | None = None
-    ) -> Any:
-        """The next state of one sample; with the layers' state, if they have one."""
-        inputs, *rest = rest if self.conditioned else (Inputs(), *rest)
-        state = rest[0] if self.index is not None else None
-        if self.structure.has_batch_statistics and not self.inference:
-            check_batch_statistics(
-                "a module of Flax",
-                "Train it by a configuration, and evaluate it after "
-                "eqx.nn.inference_mode(model).",
-            )
+    @property
+    def has_batch_statistics(self) -> bool:
+        """Whether its layers average over a batch."""
+        return self.structure.has_batch_statistics
+
+    def through(
+        self,
+        variables: Named,
+        u: PyTree[Array],
+        inputs: Inputs,
+        key: PRNGKeyArray | None,
+    ) -> tuple[PyTree[Array], Any]:
+        """The next state of one sample, and the layers' state."""
         call = call_whole if self.takes_batch else _call_sample
-        out, variables = call(
-            self._apply, self.params, self.variables(state), u, inputs, key
-        )
-        if self.index is None:
-            return out
-        return out, state.set(self.index, variables)
+        return call(self._apply, self.params, variables, u, inputs, key)
 
     def variables(self, state: eqx.nn.State | None) -> Named:
         """State of the layers by place in the module."""

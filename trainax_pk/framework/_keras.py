@@ -14,10 +14,10 @@ from trainax_pk._tree import check_flag
 from trainax_pk._types import Inputs
 from trainax_pk.data import hash_content
 from trainax_pk.framework._whole_batch import (
+    AbstractAdapted,
     call_whole,
     channels_to_end,
     channels_to_front,
-    check_batch_statistics,
     taken_apart,
 )
 
@@ -150,7 +150,7 @@ def to_keras(stepper: Stepper, into: Any = None) -> Any:
     return target.model
 
 
-class KerasModel(eqx.Module):
+class KerasModel(AbstractAdapted):
     """A Keras model as a PyTree of arrays; `from_keras` makes it.
 
     Attributes:
@@ -171,6 +171,7 @@ class KerasModel(eqx.Module):
         [(2, 3), (3,)]
     """
 
+    kind = "a model of Keras"
     weights: tuple[Array, ...]
     index: eqx.nn.StateIndex | None
     inference: bool
@@ -187,21 +188,20 @@ class KerasModel(eqx.Module):
         self.index = eqx.nn.StateIndex(others) if others else None
         self.inference = False
 
-    def __call__(
-        self, u: PyTree[Array], *rest: Any, key: PRNGKeyArray | None = None
-    ) -> Any:
-        """The next state of one sample; with the layers' state, if they have one."""
-        inputs, *rest = rest if self.conditioned else (Inputs(), *rest)
-        state = rest[0] if self.index is not None else None
-        if self.network.has_batch_statistics and not self.inference:
-            check_batch_statistics(
-                "a model of Keras",
-                "Train it by a configuration, and evaluate it after "
-                "eqx.nn.inference_mode(model).",
-            )
-        others = self.variables(state)
-        out, others = call_whole(self._apply, self.weights, others, u, inputs, key)
-        return out if self.index is None else (out, state.set(self.index, others))
+    @property
+    def has_batch_statistics(self) -> bool:
+        """Whether its layers average over a batch."""
+        return self.network.has_batch_statistics
+
+    def through(
+        self,
+        variables: tuple[Array, ...],
+        u: PyTree[Array],
+        inputs: Inputs,
+        key: PRNGKeyArray | None,
+    ) -> tuple[PyTree[Array], Any]:
+        """The next state of one sample, and the layers' state."""
+        return call_whole(self._apply, self.weights, variables, u, inputs, key)
 
     def variables(self, state: eqx.nn.State | None) -> tuple[Array, ...]:
         """State of the layers, in the model's order."""

@@ -6,14 +6,17 @@ mask for all of it. So the map is undone: where samples are mapped over the axis
 the network is called once, with all of them.
 """
 
+import abc
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from trainax_pk._stepper import BATCH_AXIS, Stepper
+from trainax_pk._types import Inputs
 
 # (weights, variables, u, inputs, key) -> (u_next, variables)
 Network = Callable[..., tuple[PyTree[Array], PyTree[Array]]]
@@ -92,6 +95,52 @@ def call_whole(
     return mapped(weights, variables, u, inputs, key)
 
 
+class AbstractAdapted(eqx.Module):
+    """A network of another framework, called as a stepper of one sample.
+
+    To add one: a final class with these fields, `variables` and `through`.
+    """
+
+    index: eqx.AbstractVar[eqx.nn.StateIndex | None]
+    inference: eqx.AbstractVar[bool]
+    conditioned: eqx.AbstractVar[bool]
+    kind: eqx.AbstractClassVar[str]
+
+    @property
+    @abc.abstractmethod
+    def has_batch_statistics(self) -> bool:
+        """Whether its layers average over a batch."""
+
+    @abc.abstractmethod
+    def variables(self, state: eqx.nn.State | None) -> PyTree[Array]:
+        """State of the layers."""
+
+    @abc.abstractmethod
+    def through(
+        self,
+        variables: PyTree[Array],
+        u: PyTree[Array],
+        inputs: Inputs,
+        key: PRNGKeyArray | None,
+    ) -> tuple[PyTree[Array], PyTree[Array]]:
+        """The next state of one sample, and the layers' state."""
+
+    def __call__(
+        self, u: PyTree[Array], *rest: Any, key: PRNGKeyArray | None = None
+    ) -> Any:
+        """The next state of one sample; with the layers' state, if they have one."""
+        inputs, *rest = rest if self.conditioned else (Inputs(), *rest)
+        state = rest[0] if self.index is not None else None
+        if self.has_batch_statistics and not (self.inference or is_in_batch()):
+            raise ValueError(
+                f"Expected {self.kind}, whose layers average over a batch, to be trained "
+                "on batches, got one sample. Train it by a configuration, and evaluate it "
+                "after eqx.nn.inference_mode(model)."
+            )
+        out, variables = self.through(self.variables(state), u, inputs, key)
+        return out if self.index is None else (out, state.set(self.index, variables))
+
+
 def channels_to_end(tree: PyTree[Array], axis: int = 1) -> PyTree[Array]:
     """`(B, channels, *space)` to `(B, *space, channels)`, the channels from an axis."""
     return jax.tree.map(lambda x: jnp.moveaxis(x, axis, -1), tree)
@@ -116,12 +165,3 @@ def taken_apart(stepper: Any, cls: type, name: str) -> tuple[Any, Any]:
         f"Expected a stepper made by from_{name}, got {type(stepper).__name__}. Pass what "
         f"from_{name} returned, or what a trainer made of it."
     )
-
-
-def check_batch_statistics(network: str, remedy: str) -> None:
-    """Batch norm in training needs a batch."""
-    if not is_in_batch():
-        raise ValueError(
-            f"Expected {network}, whose layers average over a batch, to be trained on "
-            f"batches, got one sample. {remedy}"
-        )
