@@ -38,6 +38,10 @@ class RunChanged(ValueError):
         super().__init__(message)
         self.fields = fields
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Left to itself, pickle would call the class with the message alone.
+        return type(self), (*self.args, self.fields), self.__dict__
+
 
 @dataclasses.dataclass(frozen=True)
 class Identity:

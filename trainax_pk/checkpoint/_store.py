@@ -71,6 +71,10 @@ class CheckpointDamaged(RuntimeError):
         super().__init__(message)
         self.problems = problems
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Left to itself, pickle would call the class with the message alone.
+        return type(self), (*self.args, self.problems), self.__dict__
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:

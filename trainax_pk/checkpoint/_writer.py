@@ -46,6 +46,10 @@ class SaveFailed(OSError):
         self.step = step
         self.model: Any = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Left to itself, pickle would call the class with the message alone.
+        return type(self), (*self.args, self.step), self.__dict__
+
 
 class Writer:
     """Writes checkpoints in a thread of its own, in the order of their steps."""

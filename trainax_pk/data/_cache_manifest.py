@@ -1,6 +1,7 @@
 """What a cache says about itself, and how that is checked."""
 
 import dataclasses
+import functools
 import json
 import re
 from typing import Any
@@ -34,6 +35,11 @@ class CacheDamaged(RuntimeError):
     def __init__(self, message: str, *, parts: list[int]) -> None:
         super().__init__(message)
         self.parts = parts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Left to itself, pickle would call the class with the message alone.
+        make = functools.partial(type(self), parts=self.parts)
+        return make, self.args, self.__dict__
 
 
 @dataclasses.dataclass(frozen=True)
