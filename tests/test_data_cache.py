@@ -32,6 +32,7 @@ from trainax_pk.data import (
     Product,
     SimulationDataset,
     StepperModel,
+    _cache_generate,
 )
 from trainax_pk.data._cache_manifest import make_leaves
 from trainax_pk.data._cache_parts import _own
@@ -263,6 +264,25 @@ def test_no_block_is_simulated_twice(chunk_size, tmp_path, monkeypatch):
         part[0].write_bytes(b"")
         CachedDataset(source, tmp_path).repair()
         assert contents(cached.directory) == before
+
+
+@pytest.mark.parametrize("num_samples", [1030, 2100, 5000])
+def test_the_last_part_takes_no_more_of_the_disk_than_it_holds(
+    num_samples, tmp_path, monkeypatch
+):
+    # A shard is as long as any: with whole parts of 1024 rows the first takes twice.
+    monkeypatch.setattr(_cache_generate, "_PART_BYTES", 2**20)
+
+    class Wide(Rows):
+        def __getitem__(self, rows):
+            start, stop, _ = rows.indices(self.num_rows)
+            return np.arange(128.0 * start, 128.0 * stop).reshape(-1, 128)
+
+    source = Wide(num_samples)
+    cached = CachedDataset(source, tmp_path)
+    np.testing.assert_array_equal(cached[:], source[:])
+    held = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
+    assert held < 1.05 * source[:].nbytes
 
 
 def test_a_source_may_use_its_buffer_again(tmp_path):

@@ -65,10 +65,11 @@ def plan_layout(
             part_bytes = min(part_bytes, memory_budget // 16)
         part_size = max(1, part_bytes // row_bytes)
         block = getattr(source, "block_size", 1)
-        # Whole blocks, since a part of one costs as much; within the memory budget. With
-        # few factors of two a part might be cut into single rows, or not at all.
-        count = max(1, part_size // block)
-        count -= count % (1 << max(0, count.bit_length() - 6))
+        # Whole blocks, since a part of one costs as much; within the memory budget.
+        count = _round(max(1, part_size // block), up=False)
+        # As even as can be: the last one takes as much of the disk as any.
+        num_blocks = -(-len(source) // block)
+        count = _round(-(-num_blocks // -(-num_blocks // count)), up=True)
         part_size = min(count * block, getattr(source, "chunk_size", part_size))
     return Layout(
         content_hash,
@@ -78,6 +79,12 @@ def plan_layout(
         compression,
         leaves,
     )
+
+
+def _round(count: int, *, up: bool) -> int:
+    """To some factors of two, else a part might be cut into single rows, or not at all."""
+    step = 1 << max(0, count.bit_length() - 6)
+    return -(-count // step) * step if up else count - count % step
 
 
 def generate(
