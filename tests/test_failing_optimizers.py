@@ -9,6 +9,7 @@ import pytest
 
 import trainax_pk as tx
 from trainax_pk.checkpoint import Policy, Segment
+from trainax_pk.trainer import _loop
 
 DATA = jax.random.normal(jax.random.key(0), (4, 9, 3))
 KEY = jax.random.key(5)
@@ -191,3 +192,29 @@ def test_raising_after_skipping_names_the_update(by_hand, tmp_path):
 def test_ignoring_goes_on():
     model, history = make(at(11), nonfinite="ignore")(linear(), key=KEY)
     assert not jnp.isfinite(model.weight).any() and history.loss.shape == (TOTAL,)
+
+
+def test_norms_that_overflow_are_no_failure_of_members():
+    # Gradients are large and finite, and nothing to this optimizer.
+    trainer = make(
+        optax.chain(optax.scale_by_sign(), optax.scale(-1e-3)),
+        time_level_loss=lambda p, t: 1e200 * jnp.mean(jnp.square(p - t)),
+        program="scan",
+    )
+    trainer.engine.vmapped = True
+    keys = jax.random.split(KEY, 2)
+    models = eqx.filter_vmap(linear)(keys)
+    trained, history = trainer(models, key=keys, ensemble=True)
+    assert jnp.isinf(history.grad_norm).all() and jnp.isfinite(history.loss).all()
+    alone, _ = trainer(jax.tree.map(lambda x: x[1], models), key=keys[1])
+    np.testing.assert_allclose(trained.weight[1], alone.weight, rtol=1e-12)
+
+
+def test_parameters_that_no_replay_explains_are_named(monkeypatch):
+    monkeypatch.setattr(_loop, "explain_failure", lambda *_: None)
+    message = (
+        r"finite parameters, got \.weight, \.bias that are not after the updates \d+ to "
+        rf"{TOTAL - 1}; losses and gradients were finite\. Lower"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        make(at(TOTAL - 1))(linear(), key=KEY)

@@ -952,6 +952,8 @@ WORST = C.Supervised(
         ({"ema_decay": float("nan")}, "`ema_decay`.*got nan"),
         ({"nonfinite": "stop"}, "`nonfinite` to be 'raise', 'skip' or 'ignore'.*stop"),
         ({"nonfinite": None}, "`nonfinite`"),
+        ({"nonfinite": "skip gradient"}, "'raise', 'skip' or 'ignore', got 'skip g"),
+        ({"nonfinite": np.array(["raise", "skip"])}, "`nonfinite` to be 'raise'"),
         ({"axis_name": 0}, "`axis_name` to be the name"),
     ],
 )

@@ -179,6 +179,25 @@ BUILDS = {
     "no parts": (build(accumulate=0), "`accumulate` to be an integer >= 1"),
     "a float": (build(batch_size=np.float64(4)), "`batch_size` to be an integer"),
     "a bool": (build(batch_size=True), "`batch_size` to be an integer"),
+    "a policy of our own": (
+        build(nonfinite="skip gradient"),
+        "`nonfinite` to be 'raise', 'skip' or 'ignore', got 'skip gradient'",
+    ),
+    "no policy": (build(nonfinite=True), "`nonfinite` to be 'raise', .* got True"),
+    "policies": (
+        build(nonfinite=["skip"]),
+        r"`nonfinite` to be 'raise', .* \['skip'\]",
+    ),
+    "a length by a bool": (build(num_training_steps=True), "`num_training_steps` to"),
+    "lines by a bool": (build(log_every=True), "`log_every` to be an integer"),
+    "a stride by a bool": (build(window_stride=True), "`stride` to be an integer"),
+    "a limit by a bool": (
+        build(nonfinite="skip", max_skipped=True),
+        "`max_skipped` to be an integer",
+    ),
+    "parts by a bool": (build(accumulate=True), "`accumulate` to be an integer"),
+    "a program by a bool": (build(program=True), "`program` to be"),
+    "a residency by a bool": (build(residency=True), "`residency` to be"),
 }
 
 

@@ -156,6 +156,17 @@ def finite_members(new: PyTree[Array], old: PyTree[Array]) -> Bool[Array, " memb
     return jax.vmap(stays_finite)(new, old)
 
 
+def only_norms_overflow(records: PyTree[Array], count: int) -> bool:
+    """Whether gradients' norms are infinite in a chunk in which all losses are finite.
+
+    Args:
+        records: Leaves `(members, size)`.
+        count: How many of the records are filled.
+    """
+    loss, norm = (np.asarray(records[k])[:, :count] for k in ("loss", "grad_norm"))
+    return bool(np.isfinite(loss).all() and np.isinf(norm).any())
+
+
 def check_members(
     records: PyTree[Array], kept: Bool[Array, " members"], start: int, count: int
 ) -> None:

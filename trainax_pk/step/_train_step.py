@@ -296,7 +296,7 @@ def _guard(
         return new, jnp.zeros((), bool)
     # The norm does not overflow while the gradient is finite.
     ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    if nonfinite != SKIP_GRADIENT:
+    if nonfinite is not SKIP_GRADIENT:
         # An optimizer may divide a finite gradient by zero.
         ok = ok & stays_finite(new.params, old.params)
     if nonfinite == "raise":
