@@ -389,12 +389,24 @@ BAD = {
     "last": (lambda: Policy(keep_last=0), "`keep_last` to be an integer >= 1"),
     "keep": (lambda: Policy(keep_steps=0.5), "`keep_steps` to be an integer >= 1"),
     "epochs": (lambda: Policy(keep_epochs="ten"), "`keep_epochs` to be a slice"),
+    "an epoch": (lambda: Policy(keep_epochs=5), "a slice of integers, got 5"),
+    "a bool": (
+        lambda: Policy(keep_epochs=slice(None, None, True)),
+        r"a slice of integers, got slice\(None, None, True\)",
+    ),
+    "no steps": (lambda: Policy(keep_epochs="::0"), "a slice of integers, got '::0'"),
+    "parts": (lambda: Policy(keep_epochs=slice(0.5)), r"got slice\(None, 0\.5"),
+    "saves": (lambda: Policy(every_steps=True), "`every_steps` to be an integer"),
     "segment": (lambda: Segment(), "`epochs` or `minutes`"),
     "minutes": (lambda: Segment(minutes=0), "`epochs` or `minutes`"),
     "text": (lambda: Segment(epochs="3"), "a positive number, got '3'"),
     "weights": (
         lambda: tx.checkpoint.load_model("x", None, weights="best"),
         "'current' or 'ema'",
+    ),
+    "a folder": (
+        lambda: tx.checkpoint.load_model(3, None),
+        "`run_dir` to be the path of a folder, got 3",
     ),
 }
 

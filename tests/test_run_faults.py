@@ -4,6 +4,9 @@ import json
 import os
 import resource
 import shutil
+import socket
+import time
+from contextlib import nullcontext
 
 import equinox as eqx
 import jax
@@ -15,8 +18,10 @@ from jax.sharding import PartitionSpec
 
 import trainax_pk as tx
 from trainax_pk import _files
+from trainax_pk._lock import hold_lock
 from trainax_pk.checkpoint import Policy, SaveFailed, Segment, _store, read_metrics
 from trainax_pk.checkpoint._log import MetricLog
+from trainax_pk.checkpoint._run_base import Point
 from trainax_pk.checkpoint._store import Store
 
 DATA = jax.random.normal(jax.random.key(0), (4, 9, 3))
@@ -133,7 +138,47 @@ def test_lines_wait_while_the_disk_is_full(tmp_path):
     assert log.path.read_bytes() == whole
 
 
+def test_lines_that_wait_until_the_end_are_counted(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def raising(step, model, batch):
+        if step == 20 and fails:
+            raise RuntimeError("the plot")
+        return np.float64(step)
+
+    monkeypatch.setattr(MetricLog, "_write", full)
+    logged = make(callbacks=[tx.callback.Function(raising, 10, "plot")], log_every=4)
+    # A line of every 4 updates, and what the callback returned at 0, 10, (20, 24).
+    for fails, count in ((True, 5 + 2), (False, 6 + 4)):
+        ends = pytest.raises(RuntimeError, match="the plot") if fails else nullcontext()
+        with pytest.warns(RuntimeWarning) as caught, ends:
+            logged(linear(), key=KEY, run_dir=tmp_path / str(fails))
+        first, last = [str(w.message) for w in caught]
+        assert "cannot be written to ([Errno 28]" in first
+        assert f"metrics.jsonl lacks its last {count} lines, which could not" in last
+
+
 # Checkpoints.
+
+
+def test_what_could_not_be_saved_is_saved_when_asked_again(
+    trainer, tmp_path, monkeypatch
+):
+    def full(folder, leaves):
+        raise OSError(28, "No space left on device")
+
+    state = tx.TrainState.create(linear(), trainer.optimizer, key=KEY)
+    run = trainer._run(linear(), KEY, tmp_path, None, ())
+    point = Point(6, lambda: lambda: ({"state.params.x": np.ones(2)}, {}), dict)
+    with run:
+        assert run.restore(state) is None
+        with monkeypatch.context() as patched:
+            patched.setattr(_store, "write_arrays", full)
+            with pytest.raises(SaveFailed, match="goes on from its beginning"):
+                run.save(point)
+        run.save(point)
+    assert steps(tmp_path) == [6]
 
 
 def test_what_cannot_be_removed_is_no_failed_save(trainer, tmp_path, monkeypatch):
@@ -316,6 +361,121 @@ def test_a_callback_that_raises_costs_no_update(tmp_path):
 def test_folders_whose_names_are_patterns_are_refused(name, trainer, tmp_path):
     with pytest.raises(ValueError, match="`run_dir` without the signs"):
         trainer(linear(), key=KEY, run_dir=tmp_path / name)
+
+
+PLACES = {
+    "nothing": ("", ValueError, "`run_dir` to be the path of a folder, got ''"),
+    "blank": (" ", ValueError, "`run_dir` to be the path of a folder, got ' '"),
+    "no path": ("a\0b", ValueError, "`run_dir` to be the path of a folder, got 'a"),
+    "a file": ("file", ValueError, "where .*/file is a file. Name another one"),
+    "under a file": ("file/a/b", ValueError, "where .*/file is a file. Name"),
+    "over a file": ("full", ValueError, "where .*/full/checkpoints is a file"),
+    "over a folder": ("odd", ValueError, r"where metrics\.jsonl is a folder"),
+    "refused": ("refused/a", PermissionError, r"that can be made, got .*/refused/a \("),
+    "read-only": ("locked", PermissionError, "that can be written to, got .*/locked,"),
+    "a file of another": ("theirs", PermissionError, r"where .*/events\.jsonl cannot"),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_places_where_no_run_can_live_are_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("file", "full/checkpoints", "theirs/events.jsonl"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    for path in ("odd/metrics.jsonl", "locked", "refused"):
+        (tmp_path / path).mkdir(parents=True)
+    access, mkdir = os.access, os.mkdir
+
+    # Whoever runs tests as root may do everything.
+    def denied(path, mode):
+        return access(path, mode) and not str(path).endswith(("locked", "events.jsonl"))
+
+    def refusing(path, *args, **kwargs):
+        if "refused" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "access", denied)
+    monkeypatch.setattr(os, "mkdir", refusing)
+    before = sorted(tmp_path.rglob("*"))
+    folder, kind, message = PLACES[name]
+    trainer = make()
+    with pytest.raises(kind, match=message) as caught:
+        trainer(linear(), key=KEY, run_dir=folder)
+    assert type(caught.value) is kind and trainer.engine.num_traces == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_lock_whose_file_is_removed_is_taken_anew(tmp_path):
+    path = tmp_path / "lock"
+    with hold_lock(path, 0.0, "it", "") as lock:
+        lock.renew()
+        path.unlink()
+        lock.renew()
+        with pytest.raises(TimeoutError), hold_lock(path, 0.0, "it", ""):
+            pass
+        path.unlink()
+        with hold_lock(path, 0.0, "it", ""), pytest.raises(TimeoutError):
+            lock.renew()
+        # One that has ended has been there all the same.
+        path.write_text('{"pid": 1, "host": "another"}')
+        with pytest.raises(TimeoutError, match='"pid": 1, "host": "another"'):
+            lock.renew()
+        # A copy of its own, put back.
+        path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        lock.renew()
+        with pytest.raises(TimeoutError), hold_lock(path, 0.0, "it", ""):
+            pass
+    with hold_lock(path, 0.0, "it", ""):
+        pass
+
+
+def test_whoever_comes_after_a_folder_was_deleted_is_refused(alone, tmp_path):
+    run_dir = tmp_path / "run"
+
+    def look(step, model, batch):
+        if step == 8:
+            shutil.rmtree(run_dir)
+        if step == 16:
+            lock = hold_lock(run_dir / "lock", 0.0, "it", "")
+            with pytest.raises(TimeoutError, match="no other writer of it"), lock:
+                pass
+        return jnp.zeros(())
+
+    watched = make(callbacks=[tx.callback.Function(look, 8, "look")])
+    model, history = watched(linear(), key=KEY, run_dir=run_dir)
+    assert history.records["look"].steps == (0, 8, 16, TOTAL)
+    assert eqx.tree_equal(model, alone) and steps(run_dir) == [TOTAL]
+
+
+@pytest.mark.parametrize("step", [6, TOTAL])
+def test_a_deleted_folder_belongs_to_whoever_came_first(
+    step, trainer, alone, tmp_path, monkeypatch
+):
+    write, run_dir, other = _store.write_arrays, tmp_path / "run", tmp_path / "other"
+    came = []
+
+    # In the middle of a save, which is tried again, and must not end up with others'.
+    def deleting(folder, leaves):
+        if f"{step:012d}" in str(folder) and not came:
+            came.append(step)
+            time.sleep(0.2)  # until the main thread waits for this save
+            os.rename(run_dir, tmp_path / "gone")
+            os.rename(other, run_dir)
+        write(folder, leaves)
+
+    other.mkdir()
+    monkeypatch.setattr(_store, "write_arrays", deleting)
+    message = r"keep its folder, got that it was removed .* \{\"pid\": \d+"
+    with (
+        hold_lock(other / "lock", 0.0, "it", ""),
+        pytest.raises(SaveFailed, match=message) as caught,
+    ):
+        trainer(linear(), key=KEY, run_dir=run_dir)
+    assert caught.value.step == step
+    assert step < TOTAL or eqx.tree_equal(caught.value.model, alone)
+    assert {p.name for p in run_dir.rglob("*")} <= {"lock", "checkpoints"}
 
 
 def test_foreign_folders_among_checkpoints_are_left_alone(trainer, alone, tmp_path):

@@ -183,6 +183,10 @@ BAD = {
     "weights": (lambda _: Start("x", weights="best"), "'current', 'ema' or None"),
     "flag": (lambda _: Start("x", optimizer=1), "`optimizer` to be True or False"),
     "nothing": (lambda _: Start("x", weights=None), "something to take over"),
+    "a bool": (lambda _: Start("x", step=True), "`step` to be an integer >= 0"),
+    "no step": (lambda _: Start("x", step=-1), "`step` to be an integer >= 0"),
+    "no path": (lambda _: Start(3), "`run_dir` to be the path of a folder, got 3"),
+    "no folder": (lambda _: Start(""), "`run_dir` to be the path of a folder"),
     "average": (
         lambda f: begin(Start(f, ema=True), trainer=make(1, ema_decay=None)),
         "`ema_decay` with a Start",

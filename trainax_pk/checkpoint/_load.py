@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from trainax_pk._tree import check_count
 from trainax_pk.checkpoint._arrays import compare_leaves, name_leaves, restore_leaf
+from trainax_pk.checkpoint._folder import check_path
 from trainax_pk.checkpoint._store import Checkpoint, Store
 
 Weights = Literal["current", "ema"]
@@ -63,7 +64,7 @@ def load_model(
         FileNotFoundError: No checkpoint, or none of that step.
         CheckpointDamaged: None is valid, or that of `step` is not.
         ValueError: Leaves that do not fit, without `partial`; no moving average; an
-            average or a step that is no such number.
+            average or a step that is no such number; no path.
 
     Example:
         >>> import tempfile
@@ -89,7 +90,7 @@ def load_model(
             "of them."
         )
     average = check_count("average", average)
-    found = find(Path(run_dir).expanduser(), step)
+    found = find(check_path("run_dir", run_dir), step)
     averaged = "state.ema" if average == 1 else f"state.more_ema[{average - 2}]"
     trained = "state.params" if weights == "current" else averaged
     if not any(path.startswith(trained) for path in found.leaves):

@@ -33,6 +33,7 @@ class MetricLog:
     Attributes:
         path: The file.
         every: Updates per line.
+        done: Updates that were taken.
     """
 
     def __init__(
@@ -53,8 +54,9 @@ class MetricLog:
         self._listener = listener
         self._pending: list[tuple[int, str, Any]] = []
         self._unwritten: list[str] = []
+        self._error: OSError | None = None
         self._tail: dict[str, np.ndarray] = {}
-        self._done = 0
+        self.done = 0
 
     def resume(self, done: int, series: dict[str, np.ndarray]) -> None:
         """Takes the file up at a step, and forgets what was written beyond it.
@@ -63,7 +65,7 @@ class MetricLog:
             done: Number of updates done.
             series: What was recorded of all updates so far, by name, `(done,)`.
         """
-        self._done, self._pending = done, []
+        self.done, self._pending = done, []
         self._tail = {k: x[done - done % self.every :] for k, x in series.items()}
         make_folder(self.path.parent)
         self.path.touch()
@@ -85,7 +87,7 @@ class MetricLog:
     def add_updates(self, series: dict[str, np.ndarray]) -> None:
         """What was recorded of the next updates, by name, `(count,)`."""
         lines = self._take_records()
-        start = self._done - self._done % self.every
+        start = self.done - self.done % self.every
         if self._tail:
             series = {k: np.concatenate([self._tail[k], x]) for k, x in series.items()}
         length = len(next(iter(series.values())))
@@ -99,12 +101,29 @@ class MetricLog:
             values = dict(zip(means, row, strict=True))
             lines.append((start + (i + 1) * self.every, values))
         self._tail = {k: x[whole:] for k, x in series.items()}
-        self._done = start + length
+        self.done = start + length
         self._append(lines)
 
     def flush(self) -> None:
         """Writes what is pending."""
         self._append(self._take_records())
+
+    def close(self, *, whole: bool) -> None:
+        """Writes what waits, and says what is lost.
+
+        Args:
+            whole: Whether what is pending belongs to it, too.
+        """
+        self._append(self._take_records() if whole else [], ends=True)
+        if self._unwritten:
+            warnings.warn(
+                f"{self.path} lacks its last {len(self._unwritten)} lines, which could "
+                f"not be written until the end ({self._error}), and a run that goes on "
+                "does not add them. Losses and results of callbacks are all in the "
+                "history and in the checkpoints.",
+                RuntimeWarning,
+                stacklevel=5,
+            )
 
     def settle(self) -> None:
         """Makes what was written durable."""
@@ -121,7 +140,7 @@ class MetricLog:
                 lines.append((step, {"callback": name, **values}))
         return lines
 
-    def _append(self, lines: list[Line]) -> None:
+    def _append(self, lines: list[Line], *, ends: bool = False) -> None:
         waited = bool(self._unwritten)
         self._unwritten += [json.dumps({"step": n, **values}) for n, values in lines]
         if self._unwritten:
@@ -129,7 +148,8 @@ class MetricLog:
                 self._write("\n".join(self._unwritten).encode() + b"\n")
                 self._unwritten = []
             except OSError as error:
-                if not waited:
+                self._error = error
+                if not (waited or ends):
                     warnings.warn(
                         f"{self.path} cannot be written to ({error}). Training goes on; "
                         "the lines are kept, and written when that is possible.",

@@ -1,9 +1,11 @@
 """When to save, and what to keep."""
 
+import contextlib
 import dataclasses
 import math
 from fractions import Fraction
-from numbers import Real
+from numbers import Integral, Real
+from typing import Any
 
 from trainax_pk._tree import check_count
 
@@ -88,13 +90,20 @@ class Schedule:
         return good | (self._epoch_ends & set(steps)) | set(steps[-policy.keep_last :])
 
 
-def _as_slice(epochs: slice | str | None) -> slice | None:
-    if epochs is None or isinstance(epochs, slice):
-        return epochs
-    try:
-        return slice(*(int(p) if p.strip() else None for p in str(epochs).split(":")))
-    except (ValueError, TypeError):
-        raise ValueError(
-            f"Expected `keep_epochs` to be a slice, got {epochs!r}. Pass for example "
-            "slice(None, None, 10) or '::10'."
-        ) from None
+def _as_slice(epochs: Any) -> slice | None:
+    chosen = epochs
+    if isinstance(epochs, str):
+        with contextlib.suppress(ValueError, TypeError):
+            chosen = slice(*(int(p) if p.strip() else None for p in epochs.split(":")))
+    if chosen is None or (isinstance(chosen, slice) and _is_of_integers(chosen)):
+        return chosen
+    raise ValueError(
+        f"Expected `keep_epochs` to be a slice of integers, got {epochs!r}. Pass for "
+        "example slice(None, None, 10) or '::10'."
+    )
+
+
+def _is_of_integers(chosen: slice) -> bool:
+    parts = [p for p in (chosen.start, chosen.stop, chosen.step) if p is not None]
+    plain = all(isinstance(p, Integral) and not isinstance(p, bool) for p in parts)
+    return plain and chosen.step != 0

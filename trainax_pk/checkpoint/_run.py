@@ -1,8 +1,6 @@
 """A training run that lives in a folder: what the trainer calls, and when."""
 
 import contextlib
-import datetime
-import json
 import math
 import os
 import threading
@@ -11,15 +9,21 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 from jaxtyping import PyTree
 
-from trainax_pk._files import make_folder
-from trainax_pk._lock import hold_lock
 from trainax_pk._signals import Interrupts
 from trainax_pk.checkpoint._arrays import compare_leaves
+from trainax_pk.checkpoint._folder import (
+    CHECKPOINTS,
+    METRICS,
+    hold_folder,
+    keep_hold,
+    note_event,
+)
 from trainax_pk.checkpoint._identity import Identity, check_unchanged
 from trainax_pk.checkpoint._load import Match
 from trainax_pk.checkpoint._log import MetricLog
@@ -74,9 +78,9 @@ class Run(AbstractRun):
         self._saves_alone = saves_alone
         self._callbacks = dict(callbacks or {})
         self._schedule = Schedule(policy, num_steps, steps_per_epoch)
-        self._store = Store(self.folder / "checkpoints")
+        self._store = Store(self.folder / CHECKPOINTS, self._keep_hold)
         self._tracking = Tracking(trackers)
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / METRICS
         self._log = MetricLog(path, log_every, self._tracking.log if trackers else None)
         self._interrupts = Interrupts(self._end_for_deaf)
         # One thread saves at a time: this one, or that which ends the process instead.
@@ -87,16 +91,8 @@ class Run(AbstractRun):
         self._wait = policy.every_seconds
 
     def __enter__(self) -> "Run":
-        make_folder(self.folder)
         with self._stack as stack:
-            stack.enter_context(
-                hold_lock(
-                    self.folder / "lock",
-                    0.0,
-                    f"the run directory {self.folder}",
-                    "Wait for that process or end it, or train in another run_dir.",
-                )
-            )
+            self._lock = stack.enter_context(hold_folder(self.folder))
             self._writer = Writer(self._store, self._schedule, self._log)
             stack.callback(self._writer.close)
             self._tracking.open(self.folder)
@@ -106,12 +102,18 @@ class Run(AbstractRun):
         self._began = self._saved_at = time.monotonic()
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        if exception[0] is None:
-            self._log.flush()
-        self._stack.__exit__(*exception)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self._log.close(whole=kind is None)
+        finally:
+            self._stack.__exit__(kind, error, traceback)
         # One that came during the last save: nothing is left to do but to obey.
-        if exception[0] is None and self._interrupts.received is not None:
+        if kind is None and self._interrupts.received is not None:
             raise self._interrupts.end()
 
     def restore(self, state: PyTree[Any]) -> Checkpoint | None:
@@ -161,7 +163,10 @@ class Run(AbstractRun):
     def note_updates(self, series: dict[str, Any]) -> None:
         """Writes lines of the metric log."""
         with self._timed():
-            self._log.add_updates({k: np.asarray(x) for k, x in series.items()})
+            hosts = {k: np.asarray(x) for k, x in series.items()}
+            count = len(next(iter(hosts.values())))
+            self._keep_hold(self._log.done + count)
+            self._log.add_updates(hosts)
 
     def note_record(self, step: int, name: str, value: Any) -> None:
         """Writes a line of the metric log, with the next chunk."""
@@ -302,6 +307,7 @@ class Run(AbstractRun):
 
     def _begin(self, point: Point) -> None:
         began = time.monotonic()
+        self._keep_hold(point.done)
         self._tell(self._writer.take_error())
         states, best = self._states(point)
         self._writer.begin(states, self._identity.to_json(), best)
@@ -332,7 +338,7 @@ class Run(AbstractRun):
         """Waits for the last save; what went wrong with it is an error of the run."""
         error = self._writer.take_error()
         self._interrupts.saving = False
-        if error is None or isinstance(error, NotFinite | NotRemoved):
+        if error is None or isinstance(error, NotFinite | NotRemoved | SaveFailed):
             self._tell(error)
             return
         done, self._saved = self._saved, -1
@@ -347,6 +353,8 @@ class Run(AbstractRun):
         ) from error
 
     def _tell(self, error: BaseException | None) -> None:
+        if isinstance(error, SaveFailed):
+            raise error  # the folder is another's
         if isinstance(error, NotRemoved):
             warnings.warn(
                 f"Older checkpoints could not be removed ({error}). The newest was saved, "
@@ -376,20 +384,11 @@ class Run(AbstractRun):
         by_time = self._segment.minutes is not None and minutes >= self._segment.minutes
         return self._segment_gap(done) == 0 or (by_time and done > self._start)
 
+    def _keep_hold(self, done: int) -> None:
+        keep_hold(self.folder, self._lock, done)
+
     def _note(self, event: str, step: int, **values: Any) -> None:
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        line = json.dumps({"time": now, "event": event, "step": step, **values})
-        try:
-            make_folder(self.folder)
-            with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            warnings.warn(
-                f"{self.folder / 'events.jsonl'} cannot be written to ({error}); it lacks "
-                f"{line}",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+        note_event(self.folder, event, step, **values)
 
     @contextlib.contextmanager
     def _timed(self) -> Any:

@@ -163,8 +163,13 @@ class NoRun(AbstractRun):
     def __enter__(self) -> "NoRun":
         return self
 
-    def __exit__(self, *unused: object) -> None:
-        del unused
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        del kind, error, traceback
 
     def restore(self, state: PyTree[Any]) -> None:
         """Nothing."""

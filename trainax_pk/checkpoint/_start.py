@@ -2,15 +2,15 @@
 
 import dataclasses
 import os
-from pathlib import Path
 from typing import Any, Literal
 
 import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from trainax_pk._tree import check_flag
+from trainax_pk._tree import check_count, check_flag
 from trainax_pk.checkpoint._arrays import compare_leaves, name_leaves, restore_leaf
+from trainax_pk.checkpoint._folder import check_path
 from trainax_pk.checkpoint._load import Match, find, no_average
 from trainax_pk.checkpoint._store import Checkpoint
 
@@ -32,7 +32,8 @@ class Start:
         partial: Take over what fits in path, shape and dtype, and leave the rest.
 
     Raises:
-        ValueError: Unknown weights, a flag that is none, nothing to take over.
+        ValueError: No path, unknown weights, a flag or a step that is none, nothing to
+            take over.
 
     Example:
         >>> from trainax_pk.checkpoint import Start
@@ -55,6 +56,9 @@ class Start:
             )
         for name in ("optimizer", "ema", "partial"):
             check_flag(name, getattr(self, name))
+        check_path("run_dir", self.run_dir)
+        if self.step is not None:
+            check_count("step", self.step, minimum=0)
         if self.weights is None and not (self.optimizer or self.ema):
             raise ValueError(
                 "Expected something to take over, got weights=None without `optimizer` "
@@ -75,7 +79,7 @@ class Start:
             CheckpointDamaged: None is valid, or that of `step` is not.
             ValueError: Leaves that do not fit, without `partial`; no moving average.
         """
-        found = find(Path(self.run_dir).expanduser(), self.step)
+        found = find(check_path("run_dir", self.run_dir), self.step)
         takings, whole = [], state
         for name, *sources in self._parts(found, state):
             if name == "ema" and self.weights is not None:

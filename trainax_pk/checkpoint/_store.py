@@ -104,8 +104,18 @@ class Store:
         folder: Where they lie.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, guard: Callable[[int], None] = lambda step: None
+    ) -> None:
+        """Reads and writes nothing.
+
+        Args:
+            folder: Where they lie.
+            guard: Called with a step before its checkpoint is committed; what it raises
+                is why it is not.
+        """
         self.folder = folder
+        self._guard = guard
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that lie there, whatever their state, ascending."""
@@ -132,7 +142,8 @@ class Store:
             meta: JSON values.
 
         Raises:
-            OSError: The file system refused; what was there before is untouched.
+            OSError: The file system refused, or the guard; what was there before is
+                untouched.
             CheckpointDamaged: What was read back is not what was written.
         """
         final = self._path(step)
@@ -165,6 +176,7 @@ class Store:
         write_arrays(passing / ARRAYS, leaves)
         self._write_manifest(passing, step, [leaf for leaf, _ in leaves], meta)
         self._verify(passing, step)
+        self._guard(step)
         os.rename(passing, final)
         sync_folder(self.folder)
 

@@ -1,6 +1,5 @@
 """What a trainer asks of its arguments before any compute."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from jaxtyping import PyTree
 from trainax_pk._tree import check_count, check_flag
 from trainax_pk.callback import AbstractCallback
 from trainax_pk.checkpoint import Policy, Segment, Start
+from trainax_pk.checkpoint._folder import check_place
 from trainax_pk.evaluation import EarlyStopping, Monitor
 from trainax_pk.tracker import AbstractTracker
 
@@ -65,16 +65,8 @@ def check_run(
     run_dir: Any, segment: Any, allow_changes: Any, start: Any
 ) -> tuple[str, ...]:
     """What a call says of its folder and of others; the fields that may change."""
-    if run_dir is not None and not isinstance(run_dir, str | os.PathLike):
-        raise ValueError(
-            f"Expected `run_dir` to be the path of a folder, got {run_dir!r}. Pass a "
-            "string or a Path, or None for a run that leaves nothing behind."
-        )
-    if run_dir is not None and set(os.path.abspath(run_dir)) & set("[]*?"):
-        raise ValueError(
-            f"Expected `run_dir` without the signs [ ] * ?, which the library that writes "
-            f"arrays takes for patterns, got {os.path.abspath(run_dir)!r}. Rename it."
-        )
+    if run_dir is not None:
+        check_place("run_dir", run_dir)
     if segment is not None and not isinstance(segment, Segment):
         raise ValueError(
             f"Expected `segment` to be a tx.checkpoint.Segment, got {segment!r}. Pass for "

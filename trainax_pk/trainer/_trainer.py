@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -14,6 +13,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from trainax_pk._tree import check_count, check_flag
 from trainax_pk.callback import AbstractCallback
 from trainax_pk.checkpoint import Policy, Segment, Start
+from trainax_pk.checkpoint._folder import check_path
 from trainax_pk.checkpoint._identity import describe
 from trainax_pk.checkpoint._run import Run
 from trainax_pk.checkpoint._run_base import AbstractRun, NoRun
@@ -287,10 +287,12 @@ class Trainer:
                 one on are left out, and `history.state.num_skipped` counts them.
             ValueError: A model without trainable leaves, that cannot take the state or
                 changes its shape or dtype; no key, or another number of keys than of
-                models; `run_dir` for an ensemble; RunChanged where `run_dir` holds a run
-                of something else; a callback whose results change their form.
+                models; `run_dir` for an ensemble, or where no folder can be; RunChanged
+                where `run_dir` holds a run of something else; a callback whose results
+                change their form.
             CheckpointDamaged: `run_dir` holds checkpoints, and none is valid.
             SaveFailed: The last state could not be saved; the exception has the model.
+            OSError: `run_dir` cannot be written to.
             TimeoutError: Another process is at work in `run_dir`.
             KeyboardInterrupt: SIGINT, after saving; SIGTERM raises SystemExit(143).
         """
@@ -346,7 +348,7 @@ class Trainer:
             "devices": self.devices.count,
         }
         run = Run(
-            Path(run_dir).expanduser().absolute(),
+            check_path("run_dir", run_dir),
             policy=self.checkpoints,
             identity=identify(self._parts, self._data_fields, model, key, may),
             num_steps=self.num_training_steps,
