@@ -97,7 +97,7 @@ class AmortizedLikelihood(eqx.Module):
             else check_encoder(encoder)
         )
         self.head = check_head(head, self.encoder.num_features)
-        self.shape = tuple(shape)
+        self.shape = _checked_shape(shape)
         check_dim(head, math.prod(self.shape), "entries of an observation")
         self.independent = check_flag("independent", independent)
         self.theta_scale, self.x_scale = unit_scale(1), unit_scale(0)
@@ -182,6 +182,16 @@ class AmortizedLikelihood(eqx.Module):
                 f"{', with one axis of a set before it' if self.independent else ''}, got "
                 f"{x.shape}. Pass one sample (jax.vmap for a batch)."
             )
+
+
+def _checked_shape(shape: Any) -> tuple[int, ...]:
+    """The shape of an observation, or a ValueError."""
+    if not isinstance(shape, tuple | list):
+        raise ValueError(
+            f"Expected `shape` to be a tuple, got {shape!r}. Pass that of one observation: "
+            f"x.shape[1:] of simulated x, such as (3,)."
+        )
+    return tuple(check_count("shape", n) for n in shape)
 
 
 class AmortizedRatio(eqx.Module):

@@ -5,13 +5,15 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from trainax_pk._extras import load
-from trainax_pk._tree import check_count
+from trainax_pk._tree import check_count, is_concrete
 from trainax_pk.amortized._head import typed_key
 from trainax_pk.amortized._likelihood import AmortizedLikelihood, AmortizedRatio
 from trainax_pk.amortized._pairs import check_observations
+from trainax_pk.amortized._support import Support, support_of
 
 # Candidates that are judged at once.
 _BLOCK = 10_000
@@ -71,8 +73,8 @@ def sample_posterior(
         Draws, and what tells whether to trust them.
 
     Raises:
-        ValueError: A model that is neither, a prior without density, counts out of range,
-            an observed entry that is not finite.
+        ValueError: A model that is neither, a prior without density or of other bounds
+            than the model's, counts out of range, an observed entry that is not finite.
         ImportError: blackjax is not installed.
 
     Source: Hoffman & Gelman 2014, arXiv:1111.4246.
@@ -114,11 +116,39 @@ def sample_posterior(
             f"Expected `num_samples` to be a multiple of num_chains={num_chains}, got "
             f"{num_samples}. Pass {num_chains * -(-num_samples // num_chains)}."
         )
+    if num_samples == num_chains:
+        raise ValueError(
+            f"Expected at least two draws of each chain, for R̂, got {num_samples} of "
+            f"{num_chains} chains. Pass num_samples={2 * num_chains}, or fewer chains."
+        )
+    _check_bounds(model.support, prior)
     blackjax = load("blackjax", "amortized")
     counts = (num_chains, num_warmup, num_samples // num_chains, num_candidates)
     with jax.numpy_rank_promotion("allow"):
         return _run(
             blackjax, model, prior, x, mask, typed_key(key), counts, max_doublings
+        )
+
+
+def _check_bounds(support: Support, prior: Any) -> None:
+    """A prior that lives where the model was trained, or a ValueError."""
+    own = support_of(prior)
+    if (own.structure, own.shapes) != (support.structure, support.shapes):
+        raise ValueError(
+            f"Expected a prior of parameters {support.structure} of the shapes "
+            f"{support.shapes}, got {own.structure} of {own.shapes}. Pass the prior that "
+            "the model was built with."
+        )
+    bounds = [s.value for s in (support.low, own.low, support.high, own.high)]
+    if not all(map(is_concrete, bounds)):
+        return
+    low, own_low, high, own_high = map(np.asarray, bounds)
+    # Nearly: one may have been rounded to another precision.
+    if not (np.allclose(low, own_low) and np.allclose(high, own_high)):
+        raise ValueError(
+            f"Expected a prior with the model's bounds {low} and {high}, got {own_low} and "
+            f"{own_high}: outside of them the model tells nothing. Pass the prior that it "
+            "was built with."
         )
 
 

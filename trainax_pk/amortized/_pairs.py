@@ -1,6 +1,6 @@
 """Pairs of parameters and observations."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -42,6 +42,7 @@ class Pairs(eqx.Module):
     theta: PyTree[Array]
     x: Float[Array, "N ..."]
     mask: Bool[Array, "N ..."] | None
+    rows_are_samples: ClassVar[bool] = True
 
     def __init__(
         self, theta: Any, x: Any, mask: Any = None, *, prior: Any = None
@@ -58,12 +59,7 @@ class Pairs(eqx.Module):
         self.theta = jax.tree.map(_floating("theta"), theta)
         self.x = _floating("x")(x)
         self.mask = None if mask is None else _checked_mask(mask, self.x)
-        lengths = {leaf.shape[:1] for leaf in (*jax.tree.leaves(self.theta), self.x)}
-        if len(lengths) != 1 or () in lengths:
-            raise ValueError(
-                f"Expected theta and x of one length, got {sorted(lengths)}. Row i of "
-                "theta is what row i of x was simulated from."
-            )
+        _check_rows(self.theta, self.x, self.mask)
         leaves = (*jax.tree.leaves(self.theta), self.x)
         if all(is_concrete(leaf) for leaf in leaves):
             _check_values(self.theta, self.x, self.mask, prior)
@@ -96,6 +92,7 @@ def as_pairs(batch: Any) -> tuple[PyTree[Array], Array, Array | None]:
         return batch.target, batch.observed(), batch.mask
     if isinstance(batch, tuple) and len(batch) in (2, 3):
         theta, x, mask = (*batch, None)[:3]
+        _check_rows(theta, x, mask)
         return theta, observed(x, mask), mask
     raise ValueError(
         "Expected pairs of parameters and observations, got "
@@ -103,6 +100,23 @@ def as_pairs(batch: Any) -> tuple[PyTree[Array], Array, Array | None]:
         "tx.amortized.Pairs(theta, x), a tuple (theta, x), or tx.Batch1D(input, mask, "
         "target) with theta as target."
     )
+
+
+def _check_rows(theta: Any, x: Any, mask: Any) -> None:
+    """As many rows of everything, at least one, or a ValueError."""
+    lengths = {jnp.shape(leaf)[:1] for leaf in (*jax.tree.leaves(theta), x)}
+    if len(lengths) != 1 or () in lengths:
+        raise ValueError(
+            f"Expected theta and x of one length, got {sorted(lengths)}. Row i of "
+            "theta is what row i of x was simulated from."
+        )
+    if lengths == {(0,)}:
+        raise ValueError("Expected at least one pair, got none. Simulate some.")
+    if mask is not None and jnp.shape(mask) != jnp.shape(x):
+        raise ValueError(
+            f"Expected a mask of x's shape {jnp.shape(x)}, got {jnp.shape(mask)}. "
+            "Broadcast it: jnp.broadcast_to(mask, x.shape)."
+        )
 
 
 def observed(x: Any, mask: Any) -> Array:

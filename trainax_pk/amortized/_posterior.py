@@ -219,6 +219,9 @@ class PosteriorEnsemble(eqx.Module):
             `eqx.filter_vmap` makes them and `Trainer(...)(..., ensemble=True)` returns
             them.
 
+    Raises:
+        ValueError: Members that are not stacked.
+
     Source: Hermans et al. 2022, arXiv:2110.06581.
 
     Example:
@@ -237,6 +240,17 @@ class PosteriorEnsemble(eqx.Module):
     """
 
     members: AmortizedPosterior
+
+    def __check_init__(self) -> None:
+        support = getattr(self.members, "support", None)
+        if not isinstance(support, Support) or support.low.bits.ndim != 2:
+            raise ValueError(
+                "Expected posteriors stacked along a leading axis of their arrays, got "
+                f"{'one' if isinstance(support, Support) else 'no'} posterior "
+                f"({type(self.members).__name__}). Make them by eqx.filter_vmap over keys, "
+                "or stack the leaves of several of one structure: jax.tree.map(lambda *x: "
+                "jnp.stack(x) if eqx.is_array(x[0]) else x[0], *posteriors)."
+            )
 
     @property
     def num_members(self) -> int:

@@ -31,7 +31,8 @@ class Support(eqx.Module):
         shapes: Of its leaves.
 
     Raises:
-        ValueError: Bounds that do not increase.
+        ValueError: Bounds that do not increase, or so far apart that their distance
+            overflows.
 
     Example:
         >>> import jax.numpy as jnp
@@ -66,6 +67,13 @@ class Support(eqx.Module):
             raise ValueError(
                 f"Expected lower bounds below the upper ones, got {flat_low} and "
                 f"{flat_high}. Pass those of a prior: `prior.bounds()`."
+            )
+        ends = np.isfinite(flat_low) & np.isfinite(flat_high) if known else ()
+        if known and not np.all(np.isfinite(flat_high - flat_low)[ends]):
+            raise ValueError(
+                f"Expected bounds whose distance is finite in {dtype}, got {flat_low} and "
+                f"{flat_high}. Pass infinite ones where there are none, or parameters in "
+                "other units."
             )
         self.low, self.high = Frozen(flat_low), Frozen(flat_high)
 

@@ -212,6 +212,12 @@ class FieldRegression(AbstractFieldConfiguration):
                 "the network in one (compute_dtype hides it)."
             )
         target, condition = self._targets(batch)
+        if not jax.tree.leaves(condition):
+            raise ValueError(
+                f"Expected a condition of {model.scales.num_condition_channels} channels "
+                "for FieldRegression, got none: a field is predicted from it. Pass "
+                "tx.generation.Fields(target, condition)."
+            )
         field = jax.vmap(lambda c: model(c, space=target.shape[2:]))(condition)
         if field.shape != target.shape:
             raise ValueError(

@@ -41,8 +41,8 @@ def as_items(
         Samples or windows.
 
     Raises:
-        ValueError: As `Samples` and `Windows`; a stride for samples, which have no
-            windows; "disk" for data in memory.
+        ValueError: As `Samples` and `Windows`; `Pairs` or `Fields` without `Samples`; a
+            stride for samples, which have no windows; "disk" for data in memory.
 
     Example:
         >>> import jax.numpy as jnp
@@ -67,6 +67,11 @@ def as_items(
             Samples(data.finite_rows(), residency=residency)
             if pairs
             else data.trajectories()
+        )
+    if getattr(type(data), "rows_are_samples", False):
+        raise ValueError(
+            f"Expected Samples for rows that are trained on whole, got "
+            f"{type(data).__name__}. Pass tx.data.Samples(data)."
         )
     if not (isinstance(data, Samples) or is_batch(data)):
         trajectories = as_trajectories(data)

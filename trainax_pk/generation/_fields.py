@@ -1,6 +1,6 @@
 """Fields that are generated, and what they are generated from."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -36,6 +36,7 @@ class Fields(eqx.Module):
 
     target: Float[Array, "N C ..."]
     condition: PyTree[Array] | None
+    rows_are_samples: ClassVar[bool] = True
 
     def __init__(self, target: Any, condition: Any = None) -> None:
         """Checks and keeps the arrays.
@@ -76,6 +77,7 @@ def as_fields(batch: Any) -> tuple[Array, PyTree[Array] | None]:
         ((4, 1, 8), None)
     """
     if isinstance(batch, Fields):
+        _check_some(batch.target)
         return batch.target, batch.condition
     if isinstance(batch, tuple) and len(batch) == 2:
         target, condition = batch
@@ -100,6 +102,7 @@ def check_fields(target: Any, condition: Any) -> None:
             f"Expected real fields, got {target.dtype}. Convert them with "
             "jnp.asarray(x, float)."
         )
+    _check_some(target)
     for path, leaf in jax.tree_util.tree_leaves_with_path(condition):
         name = f"condition{jax.tree_util.keystr(path)}"
         if jnp.shape(leaf)[:1] != shape[:1]:
@@ -109,6 +112,14 @@ def check_fields(target: Any, condition: Any) -> None:
                 "generated from."
             )
         check_grid(name, jnp.shape(leaf)[1:], shape[2:])
+
+
+def _check_some(target: Any) -> None:
+    """At least one sample, or a ValueError."""
+    if not target.shape[0]:
+        raise ValueError(
+            f"Expected at least one field, got 0 samples (shape {target.shape}). Pass some."
+        )
 
 
 def check_grid(name: str, shape: tuple[int, ...], space: tuple[int, ...]) -> None:
@@ -196,6 +207,11 @@ def upsample(
         [[1.0, 1.0, 3.0, 3.0]]
     """
     check_flag("periodic", periodic)
+    if not isinstance(space, tuple | list):
+        raise ValueError(
+            f"Expected `space` to be a tuple of points along each axis, got {space!r}. "
+            "Pass for example space=(32, 32)."
+        )
     check_grid("a field", field.shape, tuple(space))
     if not jnp.issubdtype(field.dtype, jnp.floating):
         field = field.astype(jnp.result_type(float))

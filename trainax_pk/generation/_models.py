@@ -7,6 +7,7 @@ from typing import Any, Self
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from trainax_pk.generation._scales import FieldScales
@@ -217,7 +218,12 @@ def check_output(out: Array, z: Array) -> Array:
 
 def check_positive(name: str, value: Any, hint: str) -> float:
     """A finite number above 0, or a ValueError."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 < value < math.inf:
+    if not is_number(value) or not 0 < value < math.inf:
         raise ValueError(f"Expected `{name}` to be a number > 0, got {value!r}. {hint}")
     return float(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that can be kept beside arrays."""
+    numbers = int | float | np.integer | np.floating
+    return isinstance(value, numbers) and not isinstance(value, bool)

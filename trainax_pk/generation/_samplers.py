@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from trainax_pk._tree import check_count
-from trainax_pk.generation._models import check_positive, network_dtype
+from trainax_pk.generation._models import check_positive, is_number, network_dtype
 
 Field = Callable[[Array, Array], Array]
 
@@ -129,16 +129,25 @@ class EDMSampler(AbstractSampler):
 
     def __check_init__(self) -> None:
         check_count("num_steps", self.num_steps)
-        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+        levels = (self.sigma_min, self.sigma_max)
+        are_numbers = all(map(is_number, levels))
+        if not are_numbers or not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(
                 "Expected 0 < `sigma_min` < `sigma_max`, got "
-                f"{self.sigma_min} and {self.sigma_max}. They count in standard "
+                f"{self.sigma_min!r} and {self.sigma_max!r}. They count in standard "
                 "deviations of the data: leave them out for 0.002 and 80."
             )
         check_positive("rho", self.rho, "Karras et al. take 7.")
         check_positive("churn_noise", self.churn_noise, "1 keeps the noise level.")
-        low, high = self.churn_range
-        if not 0 <= self.churn < math.inf or not 0 <= low <= high:
+        ends = self.churn_range
+        # A list would be no static field: it cannot be hashed.
+        is_pair = isinstance(ends, tuple) and len(ends) == 2
+        if not (is_pair and all(map(is_number, (*ends, self.churn)))):
+            raise ValueError(
+                "Expected `churn` to be a number and `churn_range` a tuple of two, got "
+                f"{self.churn!r} and {ends!r}. Pass for example churn_range=(0.05, 50.0)."
+            )
+        if not 0 <= self.churn < math.inf or not 0 <= ends[0] <= ends[1]:
             raise ValueError(
                 f"Expected `churn` >= 0 and a `churn_range` that ascends from 0 or more, "
                 f"got {self.churn} and {self.churn_range}. 0 adds no noise on the way."

@@ -155,6 +155,13 @@ class FieldScales(eqx.Module):
         Raises:
             ValueError: Neither, or a grid of another number of axes.
         """
+        for leaf in jax.tree.leaves(condition):
+            if jnp.ndim(leaf) != self.num_axes + 1:
+                raise ValueError(
+                    f"Expected the condition of one sample, (channels, *space) with "
+                    f"{self.num_axes} axes of space, got the shape {jnp.shape(leaf)}. Pass "
+                    "one sample, and jax.vmap for a batch."
+                )
         if space is None:
             grids = [jnp.shape(x)[1:] for x in jax.tree.leaves(condition)]
             if not grids:
@@ -163,6 +170,11 @@ class FieldScales(eqx.Module):
                     "got None. Pass `space`, such as space=(32, 32)."
                 )
             space = max(grids, key=np.prod)
+        if not isinstance(space, tuple | list):
+            raise ValueError(
+                f"Expected `space` to be a tuple of points along each axis, got {space!r}. "
+                f"Pass space=({', '.join([repr(space)] * self.num_axes)},)."
+            )
         space = tuple(check_count("space", n) for n in space)
         if len(space) != self.num_axes:
             raise ValueError(
