@@ -1,0 +1,155 @@
+"""What is wrong with parts of inference and generation is said before any compute."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import trainax_pk as tx
+
+A, C, G = tx.amortized, tx.configuration, tx.generation
+KEY = jax.random.key(5)
+PRIOR = tx.data.BoxUniform([-1.0, -1.0], [1.0, 2.0])
+OTHER = tx.data.BoxUniform([-1.0, -1.0], [1.0, 3.0])
+THETA, X = jnp.full((8, 2), 0.3), jnp.full((8, 3), 0.7)
+FINE, COARSE = jnp.full((6, 1, 8), 0.4), jnp.full((6, 1, 4), 0.2)
+
+
+def _net(field, noise):
+    del noise
+    return field[:1]
+
+
+DENOISER = G.Denoiser(_net, G.FieldScales(1, 1, num_axes=1))
+VELOCITY = G.Velocity(_net, G.FieldScales(1, num_axes=1))
+REGRESSION = G.Regression(_net, G.FieldScales(1, 1, num_axes=1))
+
+
+def _posterior():
+    head = A.DiagonalGaussian(2, 3, width=4, depth=1, key=KEY)
+    return A.AmortizedPosterior(A.IdentityEncoder((3,)), head, prior=PRIOR)
+
+
+def _likelihood(shape=(3,)):
+    head = A.DiagonalGaussian(3, 2, width=4, depth=1, key=KEY)
+    return A.AmortizedLikelihood(head, prior=PRIOR, shape=shape)
+
+
+def _chains(prior, num_samples=8):
+    return A.sample_posterior(
+        _likelihood(), prior, X[0], num_samples, key=KEY, num_chains=4
+    )
+
+
+def _train(data, configuration):
+    return tx.trainer.Trainer(
+        data, configuration, optimizer=optax.sgd(0.1), num_training_steps=1,
+        batch_size=2,
+    )  # fmt: skip
+
+
+BAD = {
+    "sigma_min": (lambda: G.EDMSampler(sigma_min="a"), "`sigma_max`, got 'a' and"),
+    "sigma_max": (lambda: G.EDMSampler(sigma_max=None), "`sigma_max`.* and None"),
+    "churn": (lambda: G.EDMSampler(churn="a"), "`churn` to be a number.* got 'a'"),
+    "range, list": (
+        lambda: G.EDMSampler(churn_range=[0.1, 1.0]),
+        r"a tuple of two, got 0.0 and \[0.1, 1.0\]",
+    ),
+    "range, three": (
+        lambda: G.EDMSampler(churn_range=(0.1, 1.0, 2.0)), "a tuple of two, got"
+    ),
+    "range, words": (
+        lambda: G.EDMSampler(churn_range=("a", 1.0)), "a tuple of two, got"
+    ),
+    "space": (
+        lambda: G.FlowSampler(2)(VELOCITY, KEY, space=8), r"got 8\. Pass space=\(8,\)"
+    ),
+    "space, regression": (
+        lambda: REGRESSION(COARSE[0], space=8), r"Pass space=\(8,\)"
+    ),
+    "space, upsample": (lambda: G.upsample(COARSE[0], 8), "a tuple of points"),
+    "batch to a sampler": (
+        lambda: G.EDMSampler(2)(DENOISER, KEY, COARSE), r"one sample.*\(6, 1, 4\).*vmap"
+    ),
+    "batch to a sampler, space": (
+        lambda: G.EDMSampler(2)(DENOISER, KEY, COARSE, space=(8,)), r"one sample.*vmap"
+    ),
+    "batch to generate": (
+        lambda: G.generate(DENOISER, G.EDMSampler(2), KEY, COARSE, num_samples=2),
+        r"one sample.*vmap",
+    ),
+    "no condition": (
+        lambda: C.FieldRegression()(REGRESSION, FINE), "condition of 1 channels.* none"
+    ),
+    "no fields": (lambda: G.Fields(FINE[:0], COARSE[:0]), "at least one field"),
+    "no fields of Fields": (
+        lambda: tx.callback.Generation(
+            jax.tree.map(lambda x: x[:0], G.Fields(FINE, COARSE)), G.EDMSampler(2),
+            every=1,
+        ),
+        "at least one field",
+    ),
+    "fields to a trainer": (
+        lambda: _train(G.Fields(FINE, COARSE), C.Denoising()), r"tx.data.Samples\(data\)"
+    ),
+    "pairs to a trainer": (
+        lambda: _train(A.Pairs(THETA, X), C.AmortizedNLL()), r"tx.data.Samples\(data\)"
+    ),
+    "fields to validation": (
+        lambda: tx.callback.Validation(C.Denoising(), G.Fields(FINE, COARSE), every=2),
+        r"tx.data.Samples\(data\)",
+    ),
+    "shape": (lambda: _likelihood(3), "`shape` to be a tuple, got 3"),
+    "shape of words": (lambda: _likelihood(("a",)), "`shape`.* got 'a'"),
+    "lengths": (
+        lambda: C.AmortizedNLL()(_posterior(), (THETA, X[:7])),
+        r"one length, got \[\(7,\), \(8,\)\]",
+    ),
+    "length of a mask": (
+        lambda: C.AmortizedNLL()(_posterior(), (THETA, X, jnp.ones((7, 3), bool))),
+        r"mask of x's shape \(8, 3\), got \(7, 3\)",
+    ),
+    "lengths to learn scales from": (
+        lambda: _posterior().standardised((THETA[:7], X)), "one length"
+    ),
+    "no pairs": (lambda: A.Pairs(THETA[:0], X[:0]), "at least one pair"),
+    "fewer pairs than a batch": (
+        lambda: _train(tx.data.Samples(A.Pairs(THETA[:1], X[:1])), C.AmortizedNLL()),
+        "batch_size of at most 1",
+    ),
+    "members": (lambda: A.PosteriorEnsemble(_posterior()), "stacked.* got one posterior"),
+    "members in a list": (
+        lambda: A.PosteriorEnsemble([_posterior()]), "stacked.* got no posterior"
+    ),
+    "bounds": (
+        lambda: _chains(OTHER), r"model's bounds \[-1. -1.\] and \[1. 2.\], got.*\[1. 3.\]"
+    ),
+    "parameters": (
+        lambda: _chains(tx.data.BoxUniform([-1.0], [1.0])), r"shapes \(\(2,\),\), got"
+    ),
+    "a draw of each chain": (
+        lambda: _chains(PRIOR, 4), "two draws of each chain.* num_samples=8"
+    ),
+    "wide bounds": (
+        lambda: A.Support(jnp.full(1, -_LARGE), jnp.full(1, _LARGE)),
+        "distance is finite",
+    ),
+}  # fmt: skip
+_LARGE = 0.9 * float(jnp.finfo(jnp.result_type(float)).max)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_wrong_is_said(name):
+    make, match = BAD[name]
+    with pytest.raises(ValueError, match=match):
+        make()
+
+
+def test_what_is_right_is_taken():
+    assert len(G.EDMSampler(2, churn_range=(0, 1)).sigmas) == 3
+    stacked = eqx.filter_vmap(lambda _: _posterior())(jnp.arange(2))
+    assert A.PosteriorEnsemble(stacked).num_members == 2
+    wide = A.Support(jnp.full(1, -0.4 * _LARGE), jnp.full(1, 0.4 * _LARGE))
+    assert bool(jnp.isfinite(wide.unconstrain(jnp.zeros(1))[1]))
