@@ -211,15 +211,18 @@ def test_a_folder_that_is_deleted_during_a_save(
 ):
     write, run_dir, armed = _store.write_arrays, tmp_path / "run", [True]
 
+    def remove():
+        # At once: the main thread would put a lock into what is half removed.
+        armed.clear()
+        shutil.rmtree(run_dir.rename(tmp_path / "gone"))
+
     def deleting(folder, leaves):
         due = f"{step:012d}" in str(folder) and armed
         if due and where == "before":
-            armed.clear()
-            shutil.rmtree(run_dir)
+            remove()
         write(folder, leaves)
         if due and where == "after":
-            armed.clear()
-            shutil.rmtree(run_dir)
+            remove()
 
     monkeypatch.setattr(_store, "write_arrays", deleting)
     model, _ = trainer(linear(), key=KEY, run_dir=run_dir)

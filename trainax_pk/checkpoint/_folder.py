@@ -61,7 +61,7 @@ def check_path(name: str, folder: Any) -> Path:
             f"Expected `{name}` to be the path of a folder, got {folder!r}. Pass a "
             "string or a Path such as 'runs/first'; '.' is the working directory."
         )
-    return Path(os.path.abspath(os.path.expanduser(text)))
+    return Path(os.path.expanduser(text)).absolute()
 
 
 @contextlib.contextmanager
