@@ -281,6 +281,15 @@ def _models(**options):
 KINDS = ("denoising", "flow", "regression")
 
 
+@pytest.mark.parametrize("levels", [1, 3])
+def test_a_unet_has_as_many_convolutions_as_it_says(levels):
+    net = eqx.filter_eval_shape(lambda: _unet(3, num_levels=levels))
+    leaves = jax.tree.leaves(net, is_leaf=lambda x: isinstance(x, eqx.nn.Conv))
+    taps = [x.kernel_size for x in leaves if isinstance(x, eqx.nn.Conv)]
+    assert taps.count((3,)) == 2 * (2 * levels + 1) + 2
+    assert taps.count((1,)) == 2 * levels - 1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_finite_differences(kind):
     model, configuration = _models(residual=False)[kind]

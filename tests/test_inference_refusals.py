@@ -153,3 +153,60 @@ def test_what_is_right_is_taken():
     assert A.PosteriorEnsemble(stacked).num_members == 2
     wide = A.Support(jnp.full(1, -0.4 * _LARGE), jnp.full(1, 0.4 * _LARGE))
     assert bool(jnp.isfinite(wide.unconstrain(jnp.zeros(1))[1]))
+
+
+def _of(kind, encoder):
+    if kind is A.FlowMatchingPosterior:
+        return kind(encoder, 2, prior=PRIOR, width=4, depth=1, key=KEY)
+    if kind is A.AmortizedRatio:
+        return kind(encoder, prior=PRIOR, width=4, depth=1, key=KEY)
+    head = A.DiagonalGaussian(2, encoder.num_features, width=4, depth=1, key=KEY)
+    return A.AmortizedPosterior(encoder, head, prior=PRIOR)
+
+
+def _shapes(model):
+    return [x.shape for x in jax.tree.leaves(eqx.filter(model, eqx.is_array))]
+
+
+ENCODERS = {
+    "vector": (A.IdentityEncoder((3,)), ()),
+    "window": (A.IdentityEncoder((4, 3)), (0,)),
+    "set": (A.SetEncoder(A.IdentityEncoder((3,)), 2, width=4, key=KEY), (0,)),
+}
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(
+    "kind", [A.AmortizedPosterior, A.FlowMatchingPosterior, A.AmortizedRatio]
+)
+def test_a_model_that_is_not_standardised_has_the_shapes_of_one_that_is(kind, encoder):
+    """So that what a checkpoint holds is read back into a freshly built model."""
+    encoder, shared = ENCODERS[encoder]
+    x = X if shared == () else jnp.arange(96.0).reshape(8, 4, 3)
+    model = _of(kind, encoder)
+    fitted = model.standardised((THETA, x), shared_axes=shared)
+    assert _shapes(fitted) == _shapes(model)
+    assert not bool((fitted.x_scale.mean.value == model.x_scale.mean.value).all())
+    likelihood = _likelihood()
+    assert _shapes(likelihood.standardised((THETA, X))) == _shapes(likelihood)
+
+
+def test_a_standardised_posterior_is_loaded_into_a_fresh_one(tmp_path):
+    fresh = _posterior()
+    pairs = A.Pairs(THETA + jnp.arange(8.0)[:, None] / 20, X + jnp.arange(8.0)[:, None])
+    trained, _ = _train(tx.data.Samples(pairs), C.AmortizedNLL())(
+        fresh.standardised(pairs), key=KEY, run_dir=tmp_path / "run"
+    )
+    loaded, _ = tx.checkpoint.load_model(tmp_path / "run", fresh)
+    assert eqx.tree_equal(loaded, trained)
+    assert not eqx.tree_equal(loaded.x_scale, fresh.x_scale)
+
+
+@pytest.mark.parametrize("length", [2, 4])
+def test_another_length_is_named_also_behind_scales(length):
+    model = _posterior().standardised((THETA, X))
+    with pytest.raises(ValueError, match=rf"of the shape \(3,\), got \({length},\)"):
+        model.features(jnp.ones(length))
+    sets = _of(A.AmortizedRatio, ENCODERS["set"][0])
+    with pytest.raises(ValueError, match=rf"scales .* got \(5, {length}\)"):
+        sets.log_ratio(THETA[0], jnp.ones((5, length)))

@@ -20,7 +20,10 @@ class AbstractEncoder(eqx.Module):
     To add one: a final class with the fields below and `__call__(x, mask)`. x holds 0
     where the mask does not hold, `mask` is None where everything was observed. An encoder
     with `masked=True` sees which entries were: it then appends the mask to its input
-    (`with_mask`). Add a row to `ENCODERS` in `tests/test_amortized_encoders.py`.
+    (`with_mask`). One that takes observations of a single shape has it as `shape`: others
+    are then refused before they are scaled, and a fresh model has the shapes of a
+    standardised one, which loads into it. Add a row to `ENCODERS` in
+    `tests/test_amortized_encoders.py`.
 
     Attributes:
         num_features: Length of what is returned.
@@ -318,15 +321,20 @@ def with_mask(
     Raises:
         ValueError: An observation of another shape than the encoder's.
     """
-    if x.shape != encoder.shape:
-        raise ValueError(
-            f"Expected an observation of the shape {encoder.shape}, got {x.shape}. Pass "
-            "one sample (jax.vmap for a batch), or build the encoder for that shape."
-        )
+    check_seen(x, encoder)
     if not encoder.masked:
         return x
     seen = jnp.ones(x.shape, x.dtype) if mask is None else mask.astype(x.dtype)
     return jnp.concatenate([x, seen], axis=axis)
+
+
+def check_seen(x: Array, encoder: Any) -> None:
+    """An observation of the encoder's shape, if it has one, or a ValueError."""
+    if x.shape != getattr(encoder, "shape", x.shape):
+        raise ValueError(
+            f"Expected an observation of the shape {encoder.shape}, got {x.shape}. Pass "
+            "one sample (jax.vmap for a batch), or build the encoder for that shape."
+        )
 
 
 def check_shape(shape: Any) -> tuple[int, ...]:

@@ -12,14 +12,15 @@ from trainax_pk._tree import check_count
 from trainax_pk.amortized._encoder import AbstractEncoder, check_encoder
 from trainax_pk.amortized._gaussian import standard_normal
 from trainax_pk.amortized._head import make_network
-from trainax_pk.amortized._pairs import as_pairs
 from trainax_pk.amortized._posterior import (
     encode,
-    fit_theta_scale,
+    fit_scales,
+    from_standard,
+    shape_of_scale,
     standard,
     unit_scale,
 )
-from trainax_pk.amortized._scale import Standardisation, fit_standardisation
+from trainax_pk.amortized._scale import Standardisation
 from trainax_pk.amortized._support import Support, support_of, unbounded
 
 _NUM_FREQUENCIES = 4
@@ -101,7 +102,8 @@ class FlowMatchingPosterior(eqx.Module):
             )
         inputs = dim + encoder.num_features + 1 + 2 * _NUM_FREQUENCIES
         self.network = make_network(inputs, dim, width, depth, activation, key)
-        self.theta_scale, self.x_scale = unit_scale(1), unit_scale(0)
+        self.theta_scale = unit_scale((self.support.dim,))
+        self.x_scale = unit_scale(shape_of_scale(encoder))
 
     def standardised(
         self, data: Any, *, shared_axes: tuple[int, ...] = ()
@@ -115,12 +117,7 @@ class FlowMatchingPosterior(eqx.Module):
         Returns:
             A posterior.
         """
-        theta, x, mask = as_pairs(data)
-        scales = (
-            fit_theta_scale(self.support, theta),
-            fit_standardisation(x, mask, shared_axes),
-        )
-        return eqx.tree_at(lambda m: (m.theta_scale, m.x_scale), self, scales)
+        return fit_scales(self, data, shared_axes)
 
     def velocity(
         self, t: Float[Array, ""], z: Float[Array, " d"], features: Float[Array, " f"]
@@ -190,9 +187,7 @@ class FlowMatchingPosterior(eqx.Module):
         def draw(key: PRNGKeyArray) -> PyTree[Array]:
             noise = jax.random.normal(key, (self.dim,), features.dtype)
             z = self._integrate(field, noise, backward=False)
-            return self.support.unravel(
-                self.support.constrain(self.theta_scale.inverse(z))
-            )
+            return from_standard(self.support, self.theta_scale, z)
 
         return jax.vmap(draw)(jax.random.split(key, num_samples))
 

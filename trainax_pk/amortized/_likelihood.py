@@ -20,7 +20,9 @@ from trainax_pk.amortized._posterior import (
     check_dim,
     check_head,
     encode,
+    fit_scales,
     fit_theta_scale,
+    shape_of_scale,
     standard,
     unit_scale,
 )
@@ -100,7 +102,8 @@ class AmortizedLikelihood(eqx.Module):
         self.shape = _checked_shape(shape)
         check_dim(head, math.prod(self.shape), "entries of an observation")
         self.independent = check_flag("independent", independent)
-        self.theta_scale, self.x_scale = unit_scale(1), unit_scale(0)
+        self.theta_scale = unit_scale((self.support.dim,))
+        self.x_scale = unit_scale(self.shape)
 
     def standardised(self, data: Any) -> "AmortizedLikelihood":
         """The same with scales learned from data, which no training changes.
@@ -254,7 +257,8 @@ class AmortizedRatio(eqx.Module):
         self.support = support_of(prior)
         inputs = self.support.dim + encoder.num_features
         self.network = make_network(inputs, 1, width, depth, activation, key)
-        self.theta_scale, self.x_scale = unit_scale(1), unit_scale(0)
+        self.theta_scale = unit_scale((self.support.dim,))
+        self.x_scale = unit_scale(shape_of_scale(encoder))
 
     def standardised(
         self, data: Any, *, shared_axes: tuple[int, ...] = ()
@@ -268,12 +272,7 @@ class AmortizedRatio(eqx.Module):
         Returns:
             A ratio.
         """
-        theta, x, mask = as_pairs(data)
-        scales = (
-            fit_theta_scale(self.support, theta),
-            fit_standardisation(x, mask, shared_axes),
-        )
-        return eqx.tree_at(lambda m: (m.theta_scale, m.x_scale), self, scales)
+        return fit_scales(self, data, shared_axes)
 
     def log_ratio(
         self,

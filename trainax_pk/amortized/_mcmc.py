@@ -13,6 +13,7 @@ from trainax_pk._tree import check_count, is_concrete
 from trainax_pk.amortized._head import typed_key
 from trainax_pk.amortized._likelihood import AmortizedLikelihood, AmortizedRatio
 from trainax_pk.amortized._pairs import check_observations
+from trainax_pk.amortized._posterior import from_standard
 from trainax_pk.amortized._support import Support, support_of
 
 # Candidates that are judged at once.
@@ -169,7 +170,7 @@ def _run(
 
     def density(z: Array) -> Array:
         free = model.theta_scale.inverse(z)
-        theta = support.unravel(support.constrain(free))
+        theta = from_standard(support, model.theta_scale, z)
         slope = support.log_slope(free)
         return evidence(theta, x, mask) + prior.log_prob(theta) + slope
 
@@ -195,9 +196,7 @@ def _run(
     keys = jax.random.split(chain_key, num_chains)
     z, acceptance, divergent = jax.vmap(chain)(keys, starts)
     rows = z.reshape(-1, z.shape[-1])
-    to_theta = lambda z: support.unravel(  # noqa: E731
-        support.constrain(model.theta_scale.inverse(z))
-    )
+    to_theta = lambda z: from_standard(support, model.theta_scale, z)  # noqa: E731
     r_hat = blackjax.diagnostics.potential_scale_reduction(z)
     return Chains(
         jax.vmap(to_theta)(rows), r_hat, jnp.mean(acceptance), jnp.sum(divergent)

@@ -10,7 +10,12 @@ import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from trainax_pk._tree import check_count
-from trainax_pk.amortized._encoder import AbstractEncoder, check_encoder
+from trainax_pk.amortized._encoder import (
+    AbstractEncoder,
+    SetEncoder,
+    check_encoder,
+    check_seen,
+)
 from trainax_pk.amortized._head import AbstractHead
 from trainax_pk.amortized._pairs import as_pairs, observed
 from trainax_pk.amortized._scale import Standardisation, fit_standardisation
@@ -76,8 +81,8 @@ class AmortizedPosterior(eqx.Module):
         self.head = check_head(head, encoder.num_features)
         self.support = unbounded(head.dim) if prior is None else support_of(prior)
         check_dim(head, self.support.dim, "parameters")
-        self.theta_scale = unit_scale(1)
-        self.x_scale = unit_scale(0)
+        self.theta_scale = unit_scale((self.support.dim,))
+        self.x_scale = unit_scale(shape_of_scale(encoder))
 
     def standardised(
         self, data: Any, *, shared_axes: tuple[int, ...] = ()
@@ -95,12 +100,7 @@ class AmortizedPosterior(eqx.Module):
         Raises:
             ValueError: As `as_pairs`.
         """
-        theta, x, mask = as_pairs(data)
-        scales = (
-            fit_theta_scale(self.support, theta),
-            fit_standardisation(x, mask, shared_axes),
-        )
-        return eqx.tree_at(lambda m: (m.theta_scale, m.x_scale), self, scales)
+        return fit_scales(self, data, shared_axes)
 
     def log_prob(
         self,
@@ -205,7 +205,7 @@ class AmortizedPosterior(eqx.Module):
         return encode(self.encoder, self.x_scale, x, mask)
 
     def _theta(self, z: Float[Array, " d"]) -> PyTree[Array]:
-        return self.support.unravel(self.support.constrain(self.theta_scale.inverse(z)))
+        return from_standard(self.support, self.theta_scale, z)
 
 
 class PosteriorEnsemble(eqx.Module):
@@ -292,6 +292,21 @@ def standard(
     return scale(z), log_det + scale.log_det(z.shape)
 
 
+def from_standard(
+    support: Support, scale: Standardisation, z: Float[Array, " d"]
+) -> PyTree[Array]:
+    """The θ of z, strictly within the support."""
+    return support.unravel(support.constrain(scale.inverse(z)))
+
+
+def fit_scales(model: Any, data: Any, shared_axes: tuple[int, ...]) -> Any:
+    """A model of θ and an encoded x with scales learned from pairs."""
+    theta, x, mask = as_pairs(data)
+    found = fit_standardisation(x, mask, shared_axes)
+    scales = fit_theta_scale(model.support, theta), found.spread(model.x_scale.shape)
+    return eqx.tree_at(lambda m: (m.theta_scale, m.x_scale), model, scales)
+
+
 def fit_theta_scale(support: Support, theta: PyTree[Array]) -> Standardisation:
     """Standardisation of unconstrained parameters."""
     rows = jax.vmap(lambda t: support.unconstrain(support.ravel(t))[0])(
@@ -310,15 +325,27 @@ def encode(
             f"{type(encoder).__name__} without. Build it so; fully observed samples need "
             "no mask then."
         )
+    check_seen(x, encoder)
+    if not scale.fits(x.shape):
+        raise ValueError(
+            f"Expected an observation that scales of the shape {scale.shape} fit, got "
+            f"{x.shape}. Pass one sample (jax.vmap for a batch)."
+        )
     # Standardised first: a gap then holds the mean of what it would have been.
     return encoder(observed(scale(observed(x, mask)), mask), mask)
 
 
-def unit_scale(num_axes: int) -> Standardisation:
-    """The identity."""
+def unit_scale(shape: tuple[int, ...]) -> Standardisation:
+    """The identity, of the shape that learned scales will have: these load into it."""
     dtype = jnp.result_type(float)
-    shape = (1,) * num_axes
     return Standardisation(jnp.zeros(shape, dtype), jnp.ones(shape, dtype))
+
+
+def shape_of_scale(encoder: AbstractEncoder) -> tuple[int, ...]:
+    """That of the observations an encoder takes, as far as it tells."""
+    if isinstance(encoder, SetEncoder):
+        return (1, *shape_of_scale(encoder.element))
+    return getattr(encoder, "shape", ())
 
 
 def check_head(head: Any, num_features: int) -> AbstractHead:

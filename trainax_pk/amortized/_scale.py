@@ -45,6 +45,24 @@ class Standardisation(eqx.Module):
         """Σ log |d standardised / d x| over a sample of a shape."""
         return -jnp.sum(jnp.broadcast_to(jnp.log(self.std.value), shape))
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of mean and standard deviation."""
+        return self.mean.bits.shape
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether it broadcasts to a shape."""
+        axes = zip(self.shape[::-1], shape[::-1], strict=False)
+        return len(self.shape) <= len(shape) and all(n in (1, m) for n, m in axes)
+
+    def spread(self, shape: tuple[int, ...]) -> "Standardisation":
+        """The same, repeated to a shape that it broadcasts to; else as it is."""
+        if not self.fits(shape):
+            return self
+        return Standardisation(
+            *(jnp.broadcast_to(s.value, shape) for s in (self.mean, self.std))
+        )
+
     def _like(self, x: Array) -> tuple[Array, Array]:
         return tuple(
             jnp.broadcast_to(s.value.astype(x.dtype), x.shape)

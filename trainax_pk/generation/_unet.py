@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from trainax_pk._tree import check_count, check_flag
+from trainax_pk.generation._fields import coarsen
 
 _NUM_FREQUENCIES = 8
 _EMBEDDING = 32
@@ -23,7 +24,8 @@ class UNet(eqx.Module):
     scales and shifts the channels within each block. The last convolution begins at 0.
     Without norm over space, and with circular borders if `periodic`: it takes grids of
     any size that the levels divide, and commutes with shifts by 2^(num_levels - 1)
-    points. 2 (2 L + 1) + 2 convolutions for L levels.
+    points. For L levels 2 (2 L + 1) + 2 convolutions of three points along each axis, and
+    2 L - 1 of one point, beside blocks that change the number of channels.
 
     Attributes:
         num_levels: L.
@@ -116,7 +118,7 @@ class UNet(eqx.Module):
         feature = self.embedding(_waves(noise))
         h, passed = self.stem(field), []
         for level, block in enumerate(self.down):
-            h = _halved(h) if level else h
+            h = coarsen(h, 2) if level else h
             h = block(h, feature)
             passed.append(h)
         h = self.middle(h, feature)
@@ -195,13 +197,6 @@ def _zero(layer: eqx.nn.Conv) -> eqx.nn.Conv:
 def _waves(noise: Array) -> Array:
     phase = jnp.pi / 2 * noise * jnp.arange(1, _NUM_FREQUENCIES + 1, dtype=noise.dtype)
     return jnp.concatenate([noise[None], jnp.cos(phase), jnp.sin(phase)])
-
-
-def _halved(x: Array) -> Array:
-    """Means over blocks of two points along each axis."""
-    split = [n for m in x.shape[1:] for n in (m // 2, 2)]
-    blocks = x.reshape(x.shape[0], *split)
-    return jnp.mean(blocks, axis=tuple(range(2, blocks.ndim, 2)))
 
 
 def _doubled(x: Array) -> Array:
