@@ -93,6 +93,16 @@ SOLVES = {
     "minimise, line search": _gradient_descent,
     "minimise, optax": _sgd,
 }
+_slow = pytest.mark.slow
+solves = pytest.mark.parametrize(
+    "name",
+    [
+        "fixed_point",
+        *[pytest.param(x, marks=_slow) for x in ("root_find", "least_squares")],
+        "minimise, line search",
+        pytest.param("minimise, optax", marks=_slow),
+    ],
+)
 ADJOINTS = {
     "direct": tx.DirectAdjoint(),
     "checkpointed": tx.RecursiveCheckpointAdjoint(),
@@ -119,7 +129,7 @@ def _results(name):
     return jax.tree.map(np.asarray, _jit(everything)(2.0))
 
 
-@pytest.mark.parametrize("name", SOLVES)
+@solves
 def test_derivatives_are_those_that_the_contraction_predicts(name):
     results = _results(name)
     for k in (1, 2, 3, 7):
@@ -129,7 +139,7 @@ def test_derivatives_are_those_that_the_contraction_predicts(name):
     assert results["direct"][1] == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", SOLVES)
+@solves
 def test_the_forward_value_is_the_same_for_every_adjoint(name):
     results = _results(name)
     (value, steps), _ = results["direct"]
@@ -139,7 +149,7 @@ def test_the_forward_value_is_the_same_for_every_adjoint(name):
         assert other == value and count == steps
 
 
-@pytest.mark.parametrize("name", SOLVES)
+@solves
 def test_exact_adjoints_agree(name):
     results = _results(name)
     exact = results["direct"][1]
@@ -192,6 +202,7 @@ def _number_of_steps():
     return int(_jit(lambda *o: _solved(*o, ImplicitAdjoint()))(*_tree_operands())[1])
 
 
+@_slow
 def test_gradients_are_those_of_the_loop_by_hand():
     start, args = _tree_operands()
     steps = _number_of_steps()
@@ -294,6 +305,7 @@ def _temporaries(adjoint, steps):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+@_slow
 def test_memory_of_the_backward_pass():
     few, many = 8, 64
     sizes = {

@@ -359,7 +359,9 @@ def quickstart(package, rollout, num_training_steps):
     return float(jnp.linalg.norm(trained.weight[0, 0] - stencil)), np.asarray(losses)
 
 
-@pytest.mark.parametrize("rollout", [1, 5, 20])
+@pytest.mark.parametrize(
+    "rollout", [1, *[pytest.param(n, marks=pytest.mark.slow) for n in (5, 20)]]
+)
 def test_quickstart(rollout):
     with jax.enable_x64(False):
         ours, theirs = (quickstart(p, rollout, 1000) for p in (compat, trainax))

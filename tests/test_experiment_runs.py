@@ -121,6 +121,7 @@ def test_trackers_see_a_run_and_change_nothing(trained, tmp_path):
     assert same.is_identical and not same.differences
 
 
+@pytest.mark.slow
 def test_an_operator_in_a_fresh_process(trained):
     folder, _, model, *_ = trained
     u = jnp.sin(jnp.arange(12.0))[None]
@@ -274,6 +275,7 @@ def test_examples_train_and_are_reproduced_at_a_small_size(name, tmp_path):
     assert not found.is_identical
 
 
+@pytest.mark.slow
 def test_modules_of_the_user_register_kinds(tmp_path):
     (tmp_path / "my_models.py").write_text(
         """
@@ -331,6 +333,7 @@ def test_a_run_is_resumed_from_its_folder_alone(tmp_path, capsys, monkeypatch):
     assert "expected a file, found none" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_report_is_one_page(trained, tmp_path, capsys):
     folder, *_, artifact = trained
     assert main(["report", str(folder)]) == 0
@@ -349,6 +352,7 @@ def test_a_report_is_one_page(trained, tmp_path, capsys):
     assert "expected a file, found none" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_adjoints_are_measured(tmp_path, capsys):
     file = tmp_path / "run.yaml"
     file.write_text(TEXT)

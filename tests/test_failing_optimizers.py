@@ -135,6 +135,7 @@ def test_they_count_among_those_in_a_row(by_hand, tmp_path):
         train(most - 1, run_dir=tmp_path)
 
 
+@pytest.mark.slow
 def test_members_fail_alone():
     keys = jax.random.split(KEY, 2)
     models = eqx.filter_vmap(linear)(keys)
@@ -154,6 +155,7 @@ def test_members_fail_alone():
         ending(models, key=keys, ensemble=True)
 
 
+@pytest.mark.slow
 def test_what_was_infinite_before_may_stay_so(tmp_path):
     class Masked(eqx.Module):
         linear: eqx.Module

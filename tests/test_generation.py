@@ -100,6 +100,7 @@ def test_samplers_give_the_mean_and_covariance(name):
     np.testing.assert_allclose(shift, MEAN[0], atol=tolerance)
 
 
+@pytest.mark.slow
 def test_churn_keeps_the_distribution_and_needs_its_range():
     plain = G.EDMSampler(80, sigma_min=1e-3, sigma_max=SIGMA_MAX)
     churned = dataclasses.replace(plain, churn=10.0)
@@ -431,7 +432,7 @@ def test_a_mask_may_be_a_condition():
     assert same.dtype == jnp.float64
 
 
-@pytest.mark.parametrize("num_axes", [1, 2])
+@pytest.mark.parametrize("num_axes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_unet_commutes_with_shifts_and_hears_the_noise(num_axes):
     net = _filled(3, num_axes)
     apply = eqx.filter_jit(lambda net, x, c: net(x, c))

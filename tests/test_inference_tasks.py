@@ -18,6 +18,7 @@ def _draws(simulator, theta):
     return np.asarray(jax.vmap(lambda k: simulator(k, theta))(KEYS))
 
 
+@pytest.mark.slow
 def test_two_moons_posterior_is_calibrated():
     class Exact(eqx.Module):
         def sample(self, key, x, num_samples, mask=None):
