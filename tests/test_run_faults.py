@@ -439,7 +439,11 @@ def test_whoever_comes_after_a_folder_was_deleted_is_refused(alone, tmp_path):
 
     def look(step, model, batch):
         if step == 8:
-            shutil.rmtree(run_dir)
+            # Between two saves.
+            folder = run_dir / "checkpoints"
+            while not (folder / f"{6:012d}").exists() or list(folder.glob(".*")):
+                time.sleep(0.01)
+            shutil.rmtree(run_dir.rename(tmp_path / "gone"))
         if step == 16:
             lock = hold_lock(run_dir / "lock", 0.0, "it", "")
             with pytest.raises(TimeoutError, match="no other writer of it"), lock:
