@@ -63,6 +63,8 @@ BAD = {
     "range, words": (
         lambda: G.EDMSampler(churn_range=("a", 1.0)), "a tuple of two, got"
     ),
+    "noise": (lambda: C.Denoising(log_sigma_mean="a"), "`log_sigma_mean`.* got 'a'"),
+    "paths": (lambda: C.FieldFlowMatching(sigma="a"), "`sigma` in .* got 'a'"),
     "space": (
         lambda: G.FlowSampler(2)(VELOCITY, KEY, space=8), r"got 8\. Pass space=\(8,\)"
     ),

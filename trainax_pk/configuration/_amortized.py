@@ -14,6 +14,7 @@ from trainax_pk.amortized._pairs import as_pairs
 from trainax_pk.amortized._training import amortized_nll_loss_fn, check_method
 from trainax_pk.configuration._base import AbstractConfiguration, Aux
 from trainax_pk.configuration._chain import check_callable
+from trainax_pk.generation._models import is_number
 from trainax_pk.loss import crps_ensemble
 
 
@@ -360,10 +361,11 @@ def check_random(key: PRNGKeyArray | None, who: str) -> PRNGKeyArray:
 
 def check_path(sigma: float, time_exponent: float) -> None:
     """Numbers of straight paths, or a ValueError."""
-    if not 0 <= sigma < 1 or not 0 <= time_exponent < math.inf:
+    are_numbers = is_number(sigma) and is_number(time_exponent)
+    if not are_numbers or not 0 <= sigma < 1 or not 0 <= time_exponent < math.inf:
         raise ValueError(
-            f"Expected `sigma` in [0, 1) and `time_exponent` >= 0, got {sigma} and "
-            f"{time_exponent}. Leave them out for the defaults."
+            f"Expected `sigma` in [0, 1) and `time_exponent` >= 0, got {sigma!r} and "
+            f"{time_exponent!r}. Leave them out for the defaults."
         )
 
 

@@ -19,7 +19,7 @@ from trainax_pk.configuration._amortized import (
 from trainax_pk.configuration._base import AbstractConfiguration, Aux
 from trainax_pk.configuration._chain import as_window, check_callable
 from trainax_pk.generation._fields import as_fields
-from trainax_pk.generation._models import Regression
+from trainax_pk.generation._models import Regression, is_number
 from trainax_pk.loss import mse
 
 
@@ -97,10 +97,11 @@ class Denoising(AbstractFieldConfiguration):
 
     def __check_init__(self) -> None:
         numbers = (self.log_sigma_mean, self.log_sigma_std)
-        if not all(map(np.isfinite, numbers)) or self.log_sigma_std < 0:
+        finite = all(is_number(x) and np.isfinite(x) for x in numbers)
+        if not finite or self.log_sigma_std < 0:
             raise ValueError(
                 "Expected a finite `log_sigma_mean` and `log_sigma_std` >= 0, got "
-                f"{self.log_sigma_mean} and {self.log_sigma_std}. They are those of "
+                f"{self.log_sigma_mean!r} and {self.log_sigma_std!r}. They are those of "
                 "log σ: leave them out for -0.5 and 1.2."
             )
 
