@@ -129,20 +129,22 @@ def test_a_number_of_steps_without_factors(pattern):
 @pytest.mark.parametrize("name", NAMES)
 def test_values_are_those_of_diffrax(name):
     saveat = _saves()[name]
-    weights, y0 = _operands()
-    ours = _solve(weights, y0, tx.DirectAdjoint(), saveat)
-    native = _solve(
-        weights, y0, diffrax.ForwardMode(), saveat, solve_fn=diffrax.diffeqsolve
-    )
-    for a, b in zip(
-        jax.tree.leaves((ours.ts, ours.ys)),
-        jax.tree.leaves((native.ts, native.ys)),
-        strict=True,
-    ):
+
+    def both(*operands):
+        found = (
+            _solve(*operands, tx.DirectAdjoint(), saveat),
+            _solve(
+                *operands, diffrax.ForwardMode(), saveat, solve_fn=diffrax.diffeqsolve
+            ),
+        )
+        return [((x.ts, x.ys), x.stats["num_steps"]) for x in found]
+
+    (ours, steps), (native, native_steps) = _jit(both)(*_operands())
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(native), strict=True):
         # diffrax pads what was saved by steps.
         kept = np.isfinite(np.asarray(b)).reshape(len(b), -1).all(axis=1)
         np.testing.assert_allclose(a, b[kept], rtol=1e-10, atol=1e-12)
-    assert ours.stats["num_steps"] == native.stats["num_steps"] == STEPS
+    assert steps == native_steps == STEPS
 
 
 def test_gradients_are_finite_differences():
@@ -204,6 +206,7 @@ def test_save_times_that_are_known_at_run_time_only():
             jax.block_until_ready(jitted(wrong, weights))
 
 
+@pytest.mark.slow
 def test_memory_is_one_state_per_step_and_less_with_fewer_checkpoints():
     width, steps = 64, 256
     weights = jnp.ones((width, width)) / width
@@ -228,6 +231,7 @@ def test_memory_is_one_state_per_step_and_less_with_fewer_checkpoints():
     assert each <= steps * 3 * y0.nbytes + 8 * weights.nbytes
 
 
+@pytest.mark.slow
 def test_adaptive_steps_backsolve_and_steady_states_go_to_diffrax():
     weights, y0 = _operands()
     tolerances = diffrax.PIDController(rtol=1e-8, atol=1e-8)
@@ -244,6 +248,7 @@ def test_adaptive_steps_backsolve_and_steady_states_go_to_diffrax():
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_implicit_derivative_of_a_steady_state():
     def steady(p):
         term = diffrax.ODETerm(lambda t, y, p: p - y**3)
@@ -274,11 +279,12 @@ def test_in_a_configuration_the_equation_and_the_rollout_take_adjoints_apart():
 
             return tx.configuration.Supervised(3, adjoint=outer)(step, windows)[0]
 
-        return jax.grad(loss)(weights)
+        return jax.grad(loss)
 
     checkpoint = tx.RecursiveCheckpointAdjoint()
-    exact = gradient(tx.DirectAdjoint(), tx.DirectAdjoint())
-    np.testing.assert_allclose(gradient(checkpoint, checkpoint), exact, rtol=1e-12)
+    exact = _jit(gradient(tx.DirectAdjoint(), tx.DirectAdjoint()))(weights)
+    found = _jit(gradient(checkpoint, checkpoint))(weights)
+    np.testing.assert_allclose(found, exact, rtol=1e-12)
 
 
 # The defect upstream.
