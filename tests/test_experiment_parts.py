@@ -220,7 +220,8 @@ OTHER = {
     "periodic": False, "sigma_data": 0.5, "log_sigma_mean": 0.3, "log_sigma_std": 0.7,
     "sigma": 0.2, "time_exponent": 1.5, "sigma_min": 0.1, "sigma_max": 9.0, "rho": 3.0,
     "churn": 4.0, "name": "events", "experiment": "fluids", "uri": "file:///elsewhere",
-    "project": "fluids", "mode": "offline",
+    "project": "fluids", "mode": "offline", "churn_range": (0.1, None),
+    "churn_noise": 1.1, "next_step": True,
 }  # fmt: skip
 NEEDED = {
     "exponential": {"rate": 0.5, "period": 7.0},
@@ -512,6 +513,73 @@ def test_fields_of_downscaling_are_those_of_the_system():
         make("data", "downscaling", system=system, factor=3, subsample=2)
     with pytest.raises(ValueError, match="sigma_min below sigma_max"):
         make("generator", "edm", sigma_min=2.0, sigma_max=1.0)
+
+
+def test_what_a_sampler_does_between_its_ends():
+    built = make(
+        "generator", "edm", churn=2.0, churn_range=(0.1, 5.0), churn_noise=1.01
+    )
+    expected = tx.generation.EDMSampler(
+        churn=2.0, churn_range=(0.1, 5.0), churn_noise=1.01
+    )
+    assert built.build() == expected
+    assert make("generator", "edm").build() == tx.generation.EDMSampler()
+    with pytest.raises(ValueError, match="churn_range that ascends, got 5.0 and 0.1"):
+        make("generator", "edm", churn_range=(5.0, 0.1))
+
+
+NEXT = """
+precision: float64
+data: {kind: advection_1d, num_points: 16, num_samples: 10, temporal_horizon: 4}
+model: {kind: denoiser, hidden_channels: 2, num_levels: 1}
+configuration: {kind: denoising, next_step: true}
+optimizer: {kind: adam, learning_rate: 1e-3}
+training: {num_steps: 3, batch_size: 8}
+callbacks: [{kind: generation, every: 5, num_fields: 3}]
+"""
+
+
+def test_a_state_is_drawn_given_the_one_before():
+    built = experiment.build(experiment.read_run(NEXT))
+    states = built.split.train.state
+    pairs = tx.generation.Fields(
+        *(x.reshape(-1, 1, 16) for x in (states[:, 1:], states[:, :-1]))
+    )
+    np.testing.assert_allclose(
+        jax.tree.leaves(built.model.scales),
+        jax.tree.leaves(built.model.scales.fitted(pairs)),
+    )
+    assert built.trainer.configuration.next_step
+    (callback,) = built.trainer.callbacks
+    held_out = built.split.validation.state
+    np.testing.assert_array_equal(callback.target, held_out[0, 1:4])
+    np.testing.assert_array_equal(callback.condition, held_out[0, :3])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (", next_step: true", "", "configuration denoising needs fields"),
+        ("{kind: denoiser, hidden_channels: 2, num_levels: 1}", "mlp",
+         "model mlp needs states"),
+        ("kind: generation, every: 5, num_fields: 3", "kind: rollout, every: 5",
+         "model that steps with the callback rollout, got denoiser"),
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_fit_the_next_step(old, new, message):
+    assert old in NEXT
+    with pytest.raises(experiment.RunFileError, match=message):
+        experiment.read_run(NEXT.replace(old, new))
+
+
+@pytest.mark.slow
+def test_a_run_whose_model_draws_leaves_an_artifact(tmp_path):
+    run = experiment.read_run(NEXT, ["callbacks=[]"])
+    *_, artifact = experiment.train(run, tmp_path)
+    assert set(artifact["results"]) == {"last_loss", "test_loss"}
+    described = {"run": run.to_data(), "fields": {"seed": [0]}, "rank_by": "rollout"}
+    with pytest.raises(experiment.RunFileError, match="steps to rank by rollout"):
+        experiment.read_sweep(json.dumps(described))
 
 
 def test_every_field_of_the_generation_callback_is_its_own():

@@ -3,15 +3,19 @@
 import functools
 import json
 import math
+import os
+import signal
+from typing import Literal
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
 import yaml
 
 from trainax_pk import experiment
-from trainax_pk.__main__ import main
-from trainax_pk.experiment import _members
+from trainax_pk.__main__ import command, main
+from trainax_pk.experiment import _members, _spec, _sweep
 from trainax_pk.experiment._numbers import can_be_mapped, group_alike
 from trainax_pk.experiment._run import build_with, make_data
 from trainax_pk.experiment._sampler import Uniform
@@ -130,6 +134,68 @@ def test_a_killed_sweep_goes_on(tmp_path, monkeypatch):
         np.testing.assert_allclose(a.weight, b.weight, rtol=1e-9)
 
 
+def test_a_killed_sweep_of_trials_that_train_alone_goes_on(tmp_path, monkeypatch):
+    spec = make({RATE: [1e-3, 1e-2]}, together=False)
+    whole = sweep(spec, tmp_path / "whole")
+    original, calls = _sweep._Alone.advance, []
+
+    def advance(self, stop, **options):
+        calls.append(self.trials[0].number)
+        if len(calls) == 2:
+            raise Killed
+        return original(self, stop, **options)
+
+    monkeypatch.setattr(_sweep._Alone, "advance", advance)
+    with pytest.raises(Killed):
+        sweep(spec, tmp_path / "cut")
+    # Those that ended have left all that they leave.
+    assert experiment.load_operator(tmp_path / "cut/trials/0000").model is not None
+    assert sweep(spec, tmp_path / "cut") == whole
+    for trial in range(2):
+        a, b = (
+            experiment.read_artifact(tmp_path / f"{name}/trials/{trial:04d}")
+            for name in ("cut", "whole")
+        )
+        assert a["weights"] == b["weights"] and a["losses_sha256"] == b["losses_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)],
+)
+def test_a_signal_ends_a_sweep_saved(tmp_path, monkeypatch, together, number, error):
+    _, spec, ranked = together
+    original, done = _members.Members._chunk_of, []
+
+    def chunk_of(self, count, size):
+        original(self, count, size)
+        done.append(self.done)
+        if len(done) == 1:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(_members.Members, "_chunk_of", chunk_of)
+    with pytest.raises(error):
+        sweep(spec, tmp_path)
+    (stopped,) = done
+    assert stopped < 12 and list((tmp_path / "groups").iterdir())
+    again = sweep(spec, tmp_path)
+    assert done[1] > stopped and done[-1] == 12
+    assert [r.trial for r in again] == [r.trial for r in ranked]
+    np.testing.assert_allclose(
+        [r.value for r in again], [r.value for r in ranked], rtol=1e-9
+    )
+
+
+def test_an_interrupted_command_says_so_and_nothing_else(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainax_pk.__main__.main", interrupted)
+    with pytest.raises(SystemExit) as found:
+        command()
+    assert found.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
 CONV = TEXT.replace(
     "{kind: mlp, width: 4, depth: 1}", "{kind: conv, hidden_channels: 2, depth: 1}"
 ).replace(
@@ -190,8 +256,101 @@ def test_devices_share_the_trials_that_train_together(tmp_path, monkeypatch):
         strict=True,
     ):
         np.testing.assert_allclose(a.weight, b.weight, rtol=1e-9)
+
+    def killed(self):
+        spy(self)
+        raise Killed
+
+    seen.clear()
+    monkeypatch.setattr(_members.Members, "save", killed)
+    with pytest.raises(Killed):
+        experiment.sweep(spec, tmp_path / "cut")
+    monkeypatch.setattr(_members.Members, "save", spy)
+    moved = experiment.sweep(spec, tmp_path / "cut", num_devices=1)
+    assert list(dict.fromkeys(seen)) == [(8, 4), (8, 1), (6, 1)]
+    for a, b in zip(one, moved, strict=True):
+        assert a._replace(value=0.0) == b._replace(value=0.0)
+        np.testing.assert_allclose(a.value, b.value, rtol=1e-9)
+    for a, b in zip(
+        losses(tmp_path / "one", best), losses(tmp_path / "cut", best), strict=True
+    ):
+        assert a["step"] == b["step"]
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-9)
     with pytest.raises(ValueError, match="at most 4, as there are, got 5"):
         experiment.sweep(spec, tmp_path / "more", num_devices=5)
+
+
+def test_trials_with_trackers_train_alone(tmp_path):
+    fields, text = {RATE: [1e-3, 1e-2]}, TEXT + "trackers: [{kind: tensorboard}]"
+    tracked = sweep(make(fields, text), tmp_path / "tracked")
+    assert not (tmp_path / "tracked/groups").exists()
+    for trial in range(2):
+        (events,) = (tmp_path / f"tracked/trials/{trial:04d}/tensorboard").iterdir()
+        assert b"grad_norm" in events.read_bytes()
+    plain = sweep(make(fields, TEXT, together=False), tmp_path / "plain")
+    assert tracked == plain
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_compute(
+    tmp_path, monkeypatch, capsys
+):
+    cls = experiment.kinds_of("tracker")["wandb"]
+    monkeypatch.setattr(cls, "package", ("no_such_package", "wandb"))
+    file = tmp_path / "run.yaml"
+    file.write_text(TEXT + "trackers: [wandb]")
+    assert main(["run", str(file), "--run-dir", str(tmp_path / "run")]) == 2
+    assert "trainax_pk[wandb]" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    spec = make({"seed": [0, 1]}, TEXT + "trackers: [wandb]")
+    with pytest.raises(ImportError, match=r"trainax_pk\[wandb\]"):
+        sweep(spec, tmp_path / "sweep")
+    # Kinds of the user's need not say what they import.
+    assert _tracker_of_ones_own().check() is None
+
+
+def _tracker_of_ones_own():
+    from_here = type("Own", (type(experiment.kinds_of("tracker")["wandb"]()).__mro__[1],),
+                     {"build": lambda self: None})  # fmt: skip
+    return from_here()
+
+
+def test_trials_that_ended_are_ranked_by_value_whatever_their_length():
+    ranked = functools.partial(_sweep.Ranked, fields={}, folder=None)
+    short = ranked(0, value=0.1, status="done", num_updates=10)
+    long = ranked(1, value=0.2, status="done", num_updates=1000)
+    early = ranked(2, value=0.01, status="pruned", num_updates=10)
+    late = ranked(3, value=0.05, status="pruned", num_updates=20)
+    failed = ranked(4, value=math.nan, status="failed", num_updates=500)
+    found = sorted([failed, early, long, late, short], key=_sweep._order)
+    assert found == [short, long, late, early, failed]
+
+
+def test_a_trial_that_was_stopped_early_says_so(tmp_path):
+    stop = "early_stopping: {monitor: validation, patience: 1, min_delta: 1e9}"
+    text = TEXT + "callbacks: [{kind: validation, every: 3}]\n" + stop
+    (ranked,) = sweep(make({"seed": [0]}, text), tmp_path)
+    artifact = experiment.read_artifact(tmp_path / ranked.folder)
+    assert ranked.num_updates == artifact["num_updates"] < 12
+
+
+class Seeded(experiment.AbstractSpec):
+    """Draws its weights by a number, as Keras does."""
+
+    kind: Literal["seeded"] = "seeded"
+
+    def build(self, shape, key):
+        rng = np.random.default_rng(int(jax.random.bits(key, dtype="uint32")))
+        net = eqx.nn.Linear(shape[0], shape[0], key=jax.random.key(0))
+        return eqx.tree_at(lambda m: m.weight, net, jax.numpy.asarray(
+            rng.normal(size=(shape[0], shape[0]))))  # fmt: skip
+
+
+def test_a_model_whose_weights_cannot_be_mapped_is_noticed(monkeypatch):
+    monkeypatch.setitem(_spec._KINDS["model"], "seeded", Seeded)
+    text = TEXT.replace("{kind: mlp, width: 4, depth: 1}", "seeded")
+    trial = make({RATE: [1e-3, 1e-2]}, text).trials([])[0]
+    made = make_data(trial.run)
+    assert not can_be_mapped(trial, made, build_with(trial.run, made))
 
 
 @pytest.mark.parametrize(
@@ -299,8 +458,10 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
     )
     out = capsys.readouterr().out
     assert "1. " in out and "2 done" in out and "ranking.yaml" in out
-    assert main(["resume", "sweeps/few"]) == 0
+    assert main(["resume", "sweeps/few", "--num-devices", "1"]) == 0
     assert capsys.readouterr().out == out
+    assert main(["resume", str(tmp_path), "--num-devices", "1"]) == 2
+    assert "expected the folder of a sweep" in capsys.readouterr().err
     assert main(["sweep", "few.yaml"]) == 2
     assert "holds another" in capsys.readouterr().err
     file.write_text(f"run: run.yaml\nfields:\n  {RATE}: [1e-3, -1]\n")

@@ -15,7 +15,7 @@ import trainax_pk.experiment as experiment
 from trainax_pk._extras import load
 from trainax_pk.checkpoint import RunChanged
 
-_DONE, _DIFFERENT, _REFUSED = 0, 1, 2
+_DONE, _DIFFERENT, _REFUSED, _INTERRUPTED = 0, 1, 2, 130
 # Best trials of a sweep that are printed; the file has all.
 _SHOWN = 10
 _EPILOG = """exit codes: 0 done; 1 a reproduction that differs; 2 a command, file or folder
@@ -130,7 +130,12 @@ def _resume(options: argparse.Namespace) -> int:
     if (folder / experiment.SWEEP).is_file():
         spec = experiment.read_sweep(folder / experiment.SWEEP)
         _set_precision(spec.run)
-        return _do_sweep(spec, folder)
+        return _do_sweep(spec, folder, options.num_devices)
+    if options.num_devices is not None:
+        raise _Refused(
+            f"--num-devices: expected the folder of a sweep, got {folder}, which holds "
+            "none. Leave it out."
+        )
     run = experiment.read_run(folder / experiment.RUN)
     _set_precision(run)
     return _do_run(run, folder)
@@ -210,15 +215,19 @@ def _parser() -> argparse.ArgumentParser:
     show = add("show", _show, "Print a file with every field written out.")
     sweep = add("sweep", _sweep, "Train the trials that a file describes, rank them.")
     sweep.add_argument("--sweep-dir", type=Path, help="by default sweeps/FILE'S NAME")
-    sweep.add_argument(
-        "--num-devices", type=int, metavar="N", help="at most so many; by default all"
-    )
     bench = add("bench", _bench, "Measure parts of a run.")
     bench.add_argument("what", choices=["adjoints"], help="gradients under adjoints")
     for one in (run, validate, show, sweep, bench):
         one.add_argument("file", type=Path, metavar="file.yaml")
         one.add_argument("fields", nargs="*", metavar="field=value")
     resume = add("resume", _resume, "Go on with a run or a sweep, from its folder.")
+    for one in (sweep, resume):
+        one.add_argument(
+            "--num-devices",
+            type=int,
+            metavar="N",
+            help="a sweep on so many at most; by default all",
+        )
     report = add("report", _report, "Write a page about a run; needs the extra `plot`.")
     for one in (resume, report):
         one.add_argument("run_dir", type=Path)
@@ -246,7 +255,12 @@ def _say(text: str, to: object = None) -> None:
 
 def command() -> None:
     """What `trainax-pk` runs."""
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        # What could be saved is: a traceback would say the contrary.
+        _say("interrupted", sys.stderr)
+        sys.exit(_INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def compare_adjoints(
         def of_rollout(model: Any, name: str) -> Any:
             changed = {"adjoint": specs[name]}
             spec = described.configuration.model_copy(update=changed)
-            return spec.build(stepper, lambda _: clock)(model, batch)[0]
+            return spec.build(stepper, lambda _: clock)(model, batch, key=built.key)[0]
 
         return adjoint_report(of_rollout, model, names, rounds=rounds)
     if "solver_adjoint" in type(described.model).model_fields:
@@ -75,7 +75,8 @@ def compare_adjoints(
 
         def of_solver(model: Any, name: str) -> Any:
             arrays = eqx.filter(model, eqx.is_array)
-            return configuration(eqx.combine(arrays, others[name]), batch)[0]
+            whole = eqx.combine(arrays, others[name])
+            return configuration(whole, batch, key=built.key)[0]
 
         return adjoint_report(of_solver, model, names, rounds=rounds)
     return None

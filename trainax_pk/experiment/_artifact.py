@@ -27,6 +27,7 @@ from trainax_pk.data import Samples
 from trainax_pk.experiment._run import Built, Run, build
 from trainax_pk.experiment._weights import hash_weights, name_arrays, save_weights
 from trainax_pk.experiment._yaml import RunFileError, read_file
+from trainax_pk.framework._whole_batch import evaluated
 from trainax_pk.step import TrainState
 
 SCHEMA = 1
@@ -250,7 +251,7 @@ def _describe(built: Built, model: Any, history: Any, seconds: float) -> dict[st
 def _results(built: Built, model: Any, history: Any) -> dict[str, float]:
     found = {"last_loss": float(history.loss[-1])}
     test = built.split.test
-    if isinstance(test, Samples):
+    if isinstance(test, Samples) or not built.run.is_stepper:
         callback = Validation(built.trainer.configuration, test, every=1)
         state = TrainState.create(model, built.trainer.optimizer, key=history.state.key)
         return found | {"test_loss": float(callback(Context(0, state, lambda: None)))}
@@ -265,7 +266,10 @@ def _results(built: Built, model: Any, history: Any) -> dict[str, float]:
 def _test_errors(model: Any, test: jax.Array) -> tuple[jax.Array, jax.Array]:
     """nRMSE by lead time, and its geometric mean over at most 100."""
     steps = test.shape[1] - 1
-    predicted = jax.vmap(lambda u: rollout(model, u, steps))(test[:, 0])
+    keys = jax.random.split(jax.random.key(0), len(test))
+    predicted = jax.vmap(lambda u, k: rollout(evaluated(model), u, steps, key=k))(
+        test[:, 0], keys
+    )
     nrmse = metrics.nrmse_per_lead_time(predicted, test[:, 1:])
     return nrmse, metrics.geometric_mean(nrmse, horizon=min(100, steps))
 

@@ -1,5 +1,6 @@
 """Models that generate fields, by name: data, networks, losses, samplers, a callback."""
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
@@ -81,6 +82,7 @@ class AbstractFieldModel(AbstractModel):
     """
 
     needs: ClassVar[str] = "fields"
+    is_stepper: ClassVar[bool] = False
     hidden_channels: Count = 16
     num_levels: Count = 3
     periodic: bool = True
@@ -111,7 +113,7 @@ class AbstractFieldModel(AbstractModel):
 
     def fitted(self, model: Any, train: Any) -> Any:
         """The model with scales of the training data."""
-        return model.standardised(train.arrays)
+        return model.standardised(_as_fields(train))
 
 
 @register("model")
@@ -141,6 +143,7 @@ class Velocity(AbstractFieldModel):
 class SingleField(AbstractFieldModel):
     """`tx.generation.Regression`."""
 
+    is_stepper: ClassVar[bool] = True
     kind: Literal["single_field"] = "single_field"
 
     def build(self, shape: tuple[int, ...], key: PRNGKeyArray) -> Any:
@@ -148,11 +151,24 @@ class SingleField(AbstractFieldModel):
         return generation.Regression(*self.parts(shape, key, 1))
 
 
+class AbstractFieldLoss(AbstractConfiguration):
+    """A loss of fields given others, or, with `next_step`, of states given those before.
+
+    With `next_step` data are trajectories of a system whose state is a field.
+    """
+
+    next_step: bool = False
+
+    @property
+    def needs(self) -> str:
+        """What it is computed on."""
+        return "states" if self.next_step else "fields"
+
+
 @register("configuration")
-class Denoising(AbstractConfiguration):
+class Denoising(AbstractFieldLoss):
     """`tx.configuration.Denoising`."""
 
-    needs: ClassVar[str] = "fields"
     kind: Literal["denoising"] = "denoising"
     log_sigma_mean: float = -0.5
     log_sigma_std: NonNegative = 1.2
@@ -160,14 +176,15 @@ class Denoising(AbstractConfiguration):
     def build(self, stepper: Any, clock: Clocks) -> Any:
         """The configuration."""
         del stepper, clock
-        return configurations.Denoising(self.log_sigma_mean, self.log_sigma_std)
+        return configurations.Denoising(
+            self.log_sigma_mean, self.log_sigma_std, next_step=self.next_step
+        )
 
 
 @register("configuration")
-class FieldFlowMatching(AbstractConfiguration):
+class FieldFlowMatching(AbstractFieldLoss):
     """`tx.configuration.FieldFlowMatching`."""
 
-    needs: ClassVar[str] = "fields"
     kind: Literal["field_flow_matching"] = "field_flow_matching"
     sigma: Annotated[float, Field(ge=0, lt=1)] = 1e-4
     time_exponent: NonNegative = 0.0
@@ -175,21 +192,23 @@ class FieldFlowMatching(AbstractConfiguration):
     def build(self, stepper: Any, clock: Clocks) -> Any:
         """The configuration."""
         del stepper, clock
-        return configurations.FieldFlowMatching(self.sigma, self.time_exponent)
+        return configurations.FieldFlowMatching(
+            self.sigma, self.time_exponent, next_step=self.next_step
+        )
 
 
 @register("configuration")
-class FieldRegression(AbstractConfiguration):
+class FieldRegression(AbstractFieldLoss):
     """`tx.configuration.FieldRegression`."""
 
-    needs: ClassVar[str] = "fields"
     kind: Literal["field_regression"] = "field_regression"
     loss: Literal["mse", "mae", "rmse", "nmse", "nmae", "nrmse"] = "mse"
 
     def build(self, stepper: Any, clock: Clocks) -> Any:
         """The configuration."""
         del stepper, clock
-        return configurations.FieldRegression(getattr(losses, self.loss))
+        loss = getattr(losses, self.loss)
+        return configurations.FieldRegression(loss, next_step=self.next_step)
 
 
 class AbstractGenerator(AbstractSpec):
@@ -198,7 +217,10 @@ class AbstractGenerator(AbstractSpec):
 
 @register("generator")
 class EDM(AbstractGenerator):
-    """`tx.generation.EDMSampler`, for the model `denoiser`."""
+    """`tx.generation.EDMSampler`, for the model `denoiser`.
+
+    Of `churn_range` null is no upper end.
+    """
 
     kind: Literal["edm"] = "edm"
     num_steps: Count = 18
@@ -206,9 +228,16 @@ class EDM(AbstractGenerator):
     sigma_max: Positive = 80.0
     rho: Positive = 7.0
     churn: NonNegative = 0.0
+    churn_range: tuple[NonNegative, NonNegative | None] = (0.0, None)
+    churn_noise: Positive = 1.0
 
     @pydantic.model_validator(mode="after")
     def _ascend(self) -> "EDM":
+        low, high = self.churn_range
+        if high is not None and not low <= high:
+            raise ValueError(
+                f"expected a churn_range that ascends, got {low} and {high}. Swap them."
+            )
         if not self.sigma_min < self.sigma_max:
             raise ValueError(
                 f"expected sigma_min below sigma_max, got {self.sigma_min} and "
@@ -218,8 +247,15 @@ class EDM(AbstractGenerator):
 
     def build(self) -> Any:
         """The sampler."""
+        low, high = self.churn_range
         return generation.EDMSampler(
-            self.num_steps, self.sigma_min, self.sigma_max, self.rho, self.churn
+            self.num_steps,
+            self.sigma_min,
+            self.sigma_max,
+            self.rho,
+            self.churn,
+            (low, math.inf if high is None else high),
+            self.churn_noise,
         )
 
 
@@ -249,7 +285,8 @@ class Generation(AbstractCallbackSpec):
     def build(self, configuration: Any, split: data.Split) -> Any:
         """The callback."""
         del configuration
-        held_out = jax.tree.map(lambda x: x[: self.num_fields], split.validation.arrays)
+        fields = _as_fields(split.validation)
+        held_out = jax.tree.map(lambda x: x[: self.num_fields], fields)
         return callbacks.Generation(
             held_out,
             self.sampler.build(),
@@ -257,3 +294,14 @@ class Generation(AbstractCallbackSpec):
             num_samples=self.num_samples,
             use_ema=self.use_ema,
         )
+
+
+def _as_fields(part: Any) -> Any:
+    """Fields of a part of the data; of trajectories, states given those before."""
+    if isinstance(part, data.Samples):
+        return part.arrays
+    states = part.state
+    after, before = (
+        x.reshape(-1, *states.shape[2:]) for x in (states[:, 1:], states[:, :-1])
+    )
+    return generation.Fields(after, before)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from jaxtyping import Array, PyTree
 from tqdm.auto import tqdm
 
 from trainax_pk._files import LocalFiles
+from trainax_pk._signals import Interrupts
 from trainax_pk.callback import Context
 from trainax_pk.data import ShuffledOrder
 from trainax_pk.engine import (
@@ -29,6 +31,7 @@ from trainax_pk.engine._members import TINY, split_members
 from trainax_pk.experiment._artifact import write_artifact
 from trainax_pk.experiment._numbers import (
     NumberedFeed,
+    finite_rows,
     numbers_of,
     step_of,
     with_numbers,
@@ -40,6 +43,9 @@ from trainax_pk.experiment._sweep_spec import HyperSweep, Trial
 from trainax_pk.step import TrainState
 from trainax_pk.trainer import History
 from trainax_pk.trainer._mesh import MEMBERS
+
+_PROMISE = "the sweep saves and ends after this chunk"
+_LOSS = "the sweep ends without saving"
 
 
 class Members:
@@ -82,6 +88,7 @@ class Members:
         self._records: list[tuple[int, dict[str, Any]]] = []
         self._file = file
         self._seconds, self._saved = 0.0, time.monotonic()
+        self._saving = threading.Lock()
         self._program = ""
         self._states: list[TrainState] | None = None
         self._raises = self._base.training.nonfinite == "raise"
@@ -98,24 +105,36 @@ class Members:
 
         Returns:
             What trials are ranked by, NaN for those that failed.
+
+        Raises:
+            KeyboardInterrupt: SIGINT, after saving; SIGTERM raises SystemExit(143).
         """
-        clock, began = ChunkClock(), time.perf_counter()
-        size = self._chunk()
+        clock, size = ChunkClock(), self._chunk()
         silent = {} if progress else {"disable": True}
-        with tqdm(total=stop - self.done, mininterval=0.2, **silent) as bar:
+        with (
+            Interrupts(self.save, promise=_PROMISE, loss=_LOSS) as interrupts,
+            tqdm(total=stop - self.done, mininterval=0.2, **silent) as bar,
+        ):
             while self.done < stop and len(self.failed) < len(self.trials):
+                if interrupts.received is not None:
+                    break
+                began = time.perf_counter()
                 self._call_back()
                 count = min(stop - self.done, clock.limit(size), self._gap())
                 clock.begin()
                 self._chunk_of(count, size)
                 clock.end(count)
                 bar.update(count)
+                self._seconds += time.perf_counter() - began
                 if time.monotonic() - self._saved > self._base.training.save_seconds:
                     self.save()
-        if self.done == self.total:
-            self._call_back()
-        self._seconds += time.perf_counter() - began
-        self.save()
+            if self.done == self.total:
+                self._call_back()
+            interrupts.saving = True
+            interrupts.obeyed.set()
+            self.save()
+        if interrupts.received is not None:
+            raise interrupts.end()
         return self._values()
 
     def keep(self, numbers: set[int]) -> None:
@@ -156,7 +175,7 @@ class Members:
         return write_artifact(built, state.model, history, seconds, folder)
 
     def save(self) -> None:
-        """Writes where training stands."""
+        """Writes where training stands; in another thread if this one is deaf."""
         facts = {
             "trials": [t.number for t in self.trials],
             "failed": self.failed,
@@ -165,7 +184,8 @@ class Members:
             "program": self._program,
             "records": [[step, sorted(values)] for step, values in self._records],
         }
-        save_arrays(self._file, self._parts(), json.dumps(facts))
+        with self._saving:
+            save_arrays(self._file, self._parts(), json.dumps(facts))
         self._saved = time.monotonic()
 
     def forget(self) -> None:
@@ -256,10 +276,8 @@ class Members:
 
         self._state = own("['state']", self._state)
         if self.done:
-            names = ("loss", "grad_norm")
-            self._series = [
-                {k: found.arrays[f"['series']['{k}']"][rows] for k in names}
-            ]
+            names, kept = ("loss", "grad_norm"), found.arrays
+            self._series = [{k: kept[f"['series']['{k}']"][rows] for k in names}]
         form = self._evaluated() if facts["records"] else {}
         for i, (step, names) in enumerate(facts["records"]):
             part = {name: form[name] for name in names}
@@ -283,15 +301,16 @@ class Members:
         except FloatingPointError:
             engine = self._apart
             state, records = self._run(engine, count, size)
-        self._state, self._program = state, engine.describe()
+        # Waited for first: who saves meanwhile finds what belongs together.
         records = jax.device_get(records)
+        self._state, self._program = state, engine.describe()
         self._series.append(records)
         self.done += count
         if self._raises:
             self._note_failures(records["loss"], count)
 
     def _note_failures(self, loss: np.ndarray, count: int) -> None:
-        finite = np.isfinite(loss).all(axis=1) & _finite_rows(self._state.params)
+        finite = np.isfinite(loss).all(axis=1) & finite_rows(self._state.params)
         healthy = np.flatnonzero(finite)
         rows = np.arange(len(self.trials))
         for i in np.flatnonzero(~finite):
@@ -378,11 +397,3 @@ class Members:
 
         found = eqx.filter_vmap(evaluate)(self._state, self._orders, self._numbers)
         return jax.device_get(found)
-
-
-def _finite_rows(params: PyTree[Array]) -> np.ndarray:
-    found = [
-        jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1)
-        for x in jax.tree.leaves(params)
-    ]
-    return np.asarray(jnp.stack(found).all(axis=0))

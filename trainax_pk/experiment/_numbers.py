@@ -5,14 +5,16 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from trainax_pk.engine import AbstractFeed
 from trainax_pk.engine._feed_base import AbstractBesideFeed
 from trainax_pk.experiment._read import place_of, replaced
-from trainax_pk.experiment._run import Built, Made, Parts, Run, assemble
+from trainax_pk.experiment._run import Built, Made, Parts, Run, assemble, make_model
 from trainax_pk.experiment._sweep_spec import Trial
 from trainax_pk.step import TrainState, make_train_step
 
@@ -63,9 +65,9 @@ def with_numbers(run: Run, numbers: dict[str, Any]) -> Run:
 
 
 def can_be_mapped(trial: Trial, made: Made, built: Built) -> bool:
-    """Whether one update can be traced with the numbers as operands.
+    """Whether one update can be traced with the numbers as operands, and models mapped.
 
-    Some are compared, or fix a shape, when a program is built: then JAX refuses.
+    Some numbers are compared, or fix a shape, when a program is built: then JAX refuses.
     """
     run, windows = trial.run, built.trainer.windows
     numbers = {n: v[0] for n, v in numbers_of([trial]).items()}
@@ -80,6 +82,8 @@ def can_be_mapped(trial: Trial, made: Made, built: Built) -> bool:
 
     try:
         jax.eval_shape(update, numbers)
+        # Networks of other frameworks may draw their weights by a seed that is a number.
+        eqx.filter_vmap(lambda key: make_model(run, key))(built.key[None])
     except (TypeError, ValueError):
         # JAX's own errors of this are TypeErrors; checks of a number raise either. What
         # is wrong for another reason says so when the trial trains by itself.
@@ -96,6 +100,15 @@ def step_of(run: Run, parts: Parts) -> Any:
         nonfinite="ignore" if nonfinite == "raise" else nonfinite,
         **run.training.options(),
     )
+
+
+def finite_rows(params: PyTree[Array]) -> np.ndarray:
+    """Which members have finite weights alone, `(members,)`."""
+    found = [
+        jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1)
+        for x in jax.tree.leaves(params)
+    ]
+    return np.asarray(jnp.stack(found).all(axis=0))
 
 
 def _numbers(trial: Trial) -> list[str]:

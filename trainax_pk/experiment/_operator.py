@@ -6,11 +6,12 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from trainax_pk.experiment._artifact import read_artifact
 from trainax_pk.experiment._run import Run, check_precision, make_model
 from trainax_pk.experiment._weights import load_weights
+from trainax_pk.framework._whole_batch import evaluated
 
 
 class Standardise(eqx.Module):
@@ -52,8 +53,10 @@ class Operator(eqx.Module):
     """A trained model as an operator: it steps, and says what it is.
 
     `operator(u)` is the next state, in the units of the data: what was done to them
-    before training is done here, and undone. It stands wherever a stepper may, such as
-    `tx.rollout`, `tx.solver.cycle` or `tx.data.StepperModel`.
+    before training is done here, and undone. Its layers are those of evaluation, without
+    dropout. It stands wherever a stepper may, such as `tx.rollout`, `tx.solver.cycle` or
+    `tx.data.StepperModel`. A stepper that draws takes a key:
+    `tx.Stepper(operator, stochastic=True)`.
 
     Attributes:
         model: The network with its trained weights.
@@ -73,11 +76,14 @@ class Operator(eqx.Module):
     config: dict[str, Any] = eqx.field(static=True)
     preprocessing: Standardise | None = None
 
-    def __call__(self, u: PyTree[jax.Array]) -> PyTree[jax.Array]:
+    def __call__(
+        self, u: PyTree[jax.Array], *, key: PRNGKeyArray | None = None
+    ) -> PyTree[jax.Array]:
         """The next state."""
+        model, options = evaluated(self.model), {} if key is None else {"key": key}
         if self.preprocessing is None:
-            return self.model(u)
-        return self.preprocessing.inverse(self.model(self.preprocessing(u)))
+            return model(u, **options)
+        return self.preprocessing.inverse(model(self.preprocessing(u), **options))
 
     def get_config(self) -> dict[str, Any]:
         """What it was trained with."""

@@ -24,6 +24,7 @@ from trainax_pk.experiment._report_plot import (
     plot_rollout,
 )
 from trainax_pk.experiment._run import Run, build
+from trainax_pk.framework._whole_batch import evaluated
 
 REPORT = "report.html"
 # A rollout that left the attractor tells nothing more.
@@ -88,7 +89,7 @@ def report(run_dir: str | Path, *, rounds: int = 5) -> Path:
         _section("Results", _table(_results(artifact))),
         _section("Curves", *_curves(folder)),
     ]
-    if not isinstance(built.split.test, Samples):
+    if not isinstance(built.split.test, Samples) and built.run.is_stepper:
         parts.append(_section("Rollouts of the test data", *_rollouts(built, model)))
     if adjoints is not None:
         parts.append(_section("Adjoints", _adjoint_table(adjoints.data())))
@@ -144,7 +145,9 @@ def _curves(folder: Path) -> Iterable[str]:
 def _rollouts(built: Any, model: Any) -> Iterable[str]:
     test = built.split.test.state[:, : _LONGEST + 1]
     steps = test.shape[1] - 1
-    predicted = jax.jit(jax.vmap(lambda u: rollout(model, u, steps)))(test[:, 0])
+    keys, model = jax.random.split(jax.random.key(0), len(test)), evaluated(model)
+    roll = jax.jit(jax.vmap(lambda u, k: rollout(model, u, steps, key=k)))
+    predicted = roll(test[:, 0], keys)
     truth = np.asarray(test[:, 1:])
     nrmse = np.asarray(metrics.nrmse_per_lead_time(predicted, test[:, 1:]))
     yield _image(plot_rollout(truth[0], np.asarray(predicted)[0]), "a rollout")

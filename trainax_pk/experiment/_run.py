@@ -138,7 +138,7 @@ class Run(pydantic.BaseModel):
     @pydantic.model_validator(mode="after")
     def _fit(self) -> "Run":
         given = getattr(self.data, "gives", "states")
-        for name in ("model", "configuration"):
+        for name in ("configuration", "model"):
             part = getattr(self, name)
             needed = getattr(part, "needs", "states")
             if needed != given:
@@ -146,7 +146,20 @@ class Run(pydantic.BaseModel):
                     f"expected parts that fit each other: data {self.data.kind} give "
                     f"{given}, {name} {part.kind} needs {needed}. Change one of them."
                 )
+            if getattr(part, "next_step", False):
+                # Two states that follow each other are a field and its condition.
+                given = "fields"
+        if "rollout" in [c.kind for c in self.callbacks] and not self.is_stepper:
+            raise ValueError(
+                f"expected a model that steps with the callback rollout, got "
+                f"{self.model.kind}. Remove it; `generation` scores draws."
+            )
         return self
+
+    @property
+    def is_stepper(self) -> bool:
+        """Whether the model maps a state to the next one."""
+        return getattr(self.model, "is_stepper", True)
 
     def to_data(self) -> dict[str, Any]:
         """As a run file would have it, every field written out."""
@@ -255,6 +268,7 @@ def build(run: Run, *, progress: bool = False) -> Built:
 
     Raises:
         ValueError: Parts that do not fit each other; float64 without JAX's 64-bit mode.
+        ImportError: A tracker whose package is not installed.
 
     Example:
         >>> from trainax_pk import experiment
@@ -288,6 +302,8 @@ def build_with(
         mesh: The devices; None for one.
         progress: Show a bar.
     """
+    for tracker in run.trackers:
+        tracker.check()
     model_key, key = jax.random.split(jax.random.key(run.seed))
     model = make_model(run, model_key)
     model = getattr(run.model, "fitted", _as_it_is)(model, made.split.train)

@@ -13,7 +13,7 @@ import yaml
 from trainax_pk._files import LocalFiles
 from trainax_pk._tree import check_count
 from trainax_pk.checkpoint import RunChanged
-from trainax_pk.experiment._artifact import write_artifact
+from trainax_pk.experiment._artifact import read_artifact, write_artifact
 from trainax_pk.experiment._members import Members
 from trainax_pk.experiment._numbers import can_be_mapped, group_alike
 from trainax_pk.experiment._objective import objective
@@ -114,11 +114,10 @@ class _Alone:
         self.trials = [trial]
         self.failed: dict[int, int] = {}
         self._spec, self._made, self._folder = spec, made, folder
-        self._built = build_with(trial.run, made)
-        self.total = self._built.trainer.num_training_steps
+        self.total = assemble(trial.run, made).clock.total
         self.done = 0
         self._seconds = 0.0
-        self._trained: Any = None
+        self._artifact: dict[str, Any] | None = None
 
     def advance(self, stop: int, *, progress: bool = False) -> dict[int, float]:
         trial, began = self.trials[0], time.perf_counter()
@@ -129,16 +128,23 @@ class _Alone:
             self.failed[trial.number] = self.done
             return {trial.number: math.nan}
         self._seconds += time.perf_counter() - began
-        self._trained = (built, model, history)
         self.done = int(history.state.step)
-        return {trial.number: self._value(built, model, history)}
+        value = self._value(built, model, history)
+        if stop == self.total and not math.isnan(value):
+            # At once: models of many trials need not fit on a device together.
+            place = self._folder / trial.name
+            self._artifact = write_artifact(built, model, history, self._seconds, place)
+        return {trial.number: value}
 
     def keep(self, numbers: set[int]) -> None:
         self.trials = [t for t in self.trials if t.number in numbers]
 
     def finish(self, trial: Trial, folder: Path) -> dict[str, Any]:
-        built, model, history = self._trained
-        return write_artifact(built, model, history, self._seconds, folder)
+        del folder
+        if self._artifact is None:
+            # An earlier call of the sweep has trained it.
+            self.advance(self.total)
+        return self._artifact
 
     def forget(self) -> None:
         """Its folder is its own."""
@@ -251,9 +257,10 @@ def _groups(
     """Trials that train together, and those that train alone."""
     groups: list[Any] = []
     for digest, alike in group_alike(trials).items():
-        made = data.of(alike[0])
-        if spec.together and len(alike) > 1 and _fits(alike[0], made):
-            file = folder / f"groups/{digest}"
+        made, file = data.of(alike[0]), folder / f"groups/{digest}"
+        # One that is left of many goes on where they were.
+        several = len(alike) > 1 or file.is_file()
+        if spec.together and several and _fits(alike[0], made):
             groups.append(Members(spec, alike, made, file, data.devices))
         else:
             groups += [_Alone(spec, t, made, folder / "trials") for t in alike]
@@ -306,7 +313,8 @@ def _finish(
         group.forget()
     for trial in alive:
         value = log.values[trial.name][-1]
-        steps = _steps(trial, data, 1.0)
+        # Fewer than it was asked for where it was stopped early.
+        steps = read_artifact(folder / "trials" / trial.name)["num_updates"]
         ended[trial.number] = Ranked(
             trial.number, trial.fields, value, "done", steps, f"trials/{trial.name}"
         )
@@ -333,7 +341,9 @@ def _claim(files: LocalFiles, spec: HyperSweep) -> None:
 def _order(r: Ranked) -> Any:
     rank = ("done", "pruned", "failed").index(r.status)
     value = math.inf if math.isnan(r.value) else r.value
-    return rank, -r.num_updates, value, r.trial
+    # Lengths may be tried out: one that was trained to its end is as good as its value.
+    updates = 0 if r.status == "done" else -r.num_updates
+    return rank, updates, value, r.trial
 
 
 def _plain(r: Ranked) -> dict[str, Any]:

@@ -124,11 +124,16 @@ class HyperSweep(pydantic.BaseModel):
                 )
         if (
             self.rank_by == "rollout"
-            and getattr(self.run.data, "gives", "") != "states"
+            and getattr(self.run.data, "gives", "states") != "states"
         ):
             raise ValueError(
                 f"expected trajectories of states to rank by rollout, got data "
                 f"{self.run.data.kind}. Rank by validation."
+            )
+        if self.rank_by == "rollout" and not self.run.is_stepper:
+            raise ValueError(
+                f"expected a model that steps to rank by rollout, got "
+                f"{self.run.model.kind}. Rank by validation."
             )
         if self.use_ema and self.run.training.ema_decay is None:
             raise ValueError(

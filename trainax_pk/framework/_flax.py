@@ -18,6 +18,7 @@ from trainax_pk.framework._whole_batch import (
     call_whole,
     channels_to_end,
     channels_to_front,
+    in_precision,
     taken_apart,
 )
 
@@ -199,7 +200,12 @@ class FlaxModel(AbstractAdapted):
         if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             key = jax.random.wrap_key_data(key)
         counts = {n: jnp.zeros_like(x) for n, x in self.rngs.items()}
-        keys = {n: jax.random.fold_in(key, i) for i, n in enumerate(sorted(impls))}
+        keys = {}
+        for i, n in enumerate(sorted(impls)):
+            keys[n] = jax.random.fold_in(key, i)
+            # Of layers that are stacked (`nnx.vmap`), each has a key of its own.
+            if stack := self.rngs[n].shape[:-1]:
+                keys[n] = jax.random.split(keys[n], stack)
         return counts | keys
 
     def module(self, params: Named, variables: Named, rngs: Named) -> Any:
@@ -222,6 +228,7 @@ class FlaxModel(AbstractAdapted):
         if self.channels_last:
             u = channels_to_end(u, axis)
         out = module(u, inputs) if self.conditioned else module(u)
+        out = in_precision(out, u, params)
         after, (_, _, new) = self.structure.split(module)
         if after != self.structure.names:
             odd = sorted({*after[0], *after[2]} ^ {*params, *variables})

@@ -18,6 +18,7 @@ from trainax_pk.framework._whole_batch import (
     call_whole,
     channels_to_end,
     channels_to_front,
+    in_precision,
     taken_apart,
 )
 
@@ -52,8 +53,8 @@ def from_keras(
     Raises:
         ValueError: Another backend than JAX; no layer of Keras, one that is not built,
             one without trainable variables, one whose layers add losses (regularisers),
-            which would be left out. When called: batch norm that is trained on one sample
-            alone; `compute_dtype` of a step.
+            which would be left out. When called: losses that layers add in the call; batch
+            norm that is trained on one sample alone; `compute_dtype` of a step.
         ImportError: Keras is not installed.
 
     Example:
@@ -92,11 +93,7 @@ def from_keras(
             "it with keras.Input, or call it on an example, and leave a layer trainable."
         )
     if model.losses:
-        raise ValueError(
-            f"Expected a model without losses of its own, got {len(model.losses)} of "
-            f"{model.name!r}: a configuration would leave them out. Remove its "
-            "regularisers, and decay weights by the optimizer (optax.adamw)."
-        )
+        _refuse_losses(model, len(model.losses))
     adapted, state = eqx.nn.make_with_state(KerasModel)(
         model, channels_last=channels_last, conditioned=conditioned
     )
@@ -224,12 +221,15 @@ class KerasModel(AbstractAdapted):
         if self.conditioned:
             u = [u, *(part for part in inputs if part is not None)]
         scope = load("keras", "keras").StatelessScope(
-            state_mapping=list(zip(held, values, strict=True))
+            state_mapping=list(zip(held, values, strict=True)), collect_losses=True
         )
         # The call as users make it: stateless_call leaves out what `__call__` tells inner
         # layers, `training` among them. Layers of Keras add biases across ranks.
         with scope, jax.numpy_rank_promotion("allow"):
             out = network.model(u, training=not self.inference)
+        if scope.losses:
+            _refuse_losses(network.model, len(scope.losses))
+        out = in_precision(out, u, weights)
         new = tuple(scope.get_current_value(v) for v in network.others)
         return channels_to_front(out) if self.channels_last else out, new
 
@@ -283,6 +283,14 @@ class _Network:
         return hash_content(
             type(self.model), _unnamed(config), variables, versions=False
         )
+
+
+def _refuse_losses(model: Any, count: int) -> None:
+    raise ValueError(
+        f"Expected a model without losses of its own, got {count} of {model.name!r}: a "
+        "configuration would leave them out. Remove its regularisers and `add_loss`, and "
+        "decay weights by the optimizer (optax.adamw)."
+    )
 
 
 def _has_config(model: Any) -> bool:

@@ -7,6 +7,7 @@ the network is called once, with all of them.
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -165,3 +166,26 @@ def taken_apart(stepper: Any, cls: type, name: str) -> tuple[Any, Any]:
         f"Expected a stepper made by from_{name}, got {type(stepper).__name__}. Pass what "
         f"from_{name} returned, or what a trainer made of it."
     )
+
+
+def evaluated(stepper: Any) -> Any:
+    """A stepper as it is evaluated: layers in inference mode, and adapted networks, which
+    draw nothing then, without a key."""
+    stepper = eqx.nn.inference_mode(stepper)
+    if isinstance(stepper, Stepper) and isinstance(stepper.module, AbstractAdapted):
+        return dataclasses.replace(stepper, stochastic=False)
+    return stepper
+
+
+def in_precision(out: PyTree[Array], u: PyTree[Array], weights: PyTree[Array]) -> Any:
+    """Results in the precision of the states, where the weights have it and the network
+    computes in a lower one by itself."""
+    held = {x.dtype for x in jax.tree.leaves(weights)}
+
+    def back(y: Array, x: Array) -> Array:
+        mixed = x.dtype in held and jnp.issubdtype(y.dtype, jnp.floating)
+        return y.astype(x.dtype) if mixed and y.dtype.itemsize < x.dtype.itemsize else y
+
+    if jax.tree.structure(out) != jax.tree.structure(u):
+        return out
+    return jax.tree.map(back, out, u)
