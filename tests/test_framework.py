@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from typing import Literal
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -19,6 +20,7 @@ from flax import nnx
 import trainax_pk as tx
 from trainax_pk import experiment as tx_experiment
 from trainax_pk.data import ShuffledOrder, Windows
+from trainax_pk.experiment import _spec
 from trainax_pk.framework import from_flax, from_keras, to_flax, to_keras
 from trainax_pk.step import stream_key
 
@@ -501,6 +503,91 @@ def test_shared_weights_stay_shared():
     assert back.a is back.b
 
 
+def test_layers_that_are_stacked_draw_for_themselves():
+    class Block(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(3, 3, rngs=rngs, param_dtype=jnp.float64)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, u):
+            return self.dropout(self.linear(u))
+
+    class Stack(nnx.Module):
+        def __init__(self, rngs):
+            make = nnx.vmap(Block, in_axes=0, out_axes=0)
+            self.blocks = nnx.split_rngs(splits=4)(make)(rngs)
+
+        def __call__(self, u):
+            every = nnx.vmap(lambda block, u: block(u), in_axes=(0, None))
+            return every(self.blocks, u).sum(axis=0)
+
+    model = from_flax(Stack(nnx.Rngs(0)))
+    kernel = model.module.params["blocks.linear.kernel"]
+    # Of equal layers, those that are kept differ.
+    model = eqx.tree_at(
+        lambda m: m.module.params["blocks.linear.kernel"],
+        model,
+        jnp.broadcast_to(jnp.eye(3), kernel.shape),
+    )
+    kept = np.stack([model(jnp.ones(3), key=jax.random.key(i)) / 2 for i in range(8)])
+    assert set(np.unique(kept)) > {1, 2, 3}
+    losses, _ = ours(model, DATA)
+    assert np.isfinite(losses).all()
+
+
+@both
+def test_networks_of_mixed_precision_answer_in_that_of_the_state(kind):
+    if kind == "flax":
+        net = nnx.Linear(3, 3, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+        model = from_flax(net)
+    else:
+        dense = keras.layers.Dense(3, dtype="mixed_bfloat16")
+        dense.build((None, 3))
+        model = from_keras(dense)
+    u = jnp.array([0.1, 0.7, -0.3], jnp.float32)
+    out = model(u)
+    assert out.dtype == jnp.float32
+    np.testing.assert_array_equal(out, out.astype(jnp.bfloat16))
+    # Of another precision than the weights, it stays what it is.
+    assert model(u.astype(jnp.float64)).dtype != jnp.float64
+
+
+class Noisy(tx_experiment.AbstractSpec):
+    """Of Flax, with statistics and dropout, and of Keras likewise."""
+
+    kind: Literal["noisy"] = "noisy"
+    package: Literal["flax", "keras"]
+
+    def build(self, shape, key):
+        if self.package == "flax":
+            return from_flax(FlaxNet(nnx.Rngs(key)))
+        keras.utils.set_random_seed(int(jax.random.bits(key, dtype="uint32")))
+        dense = keras.layers.Dense(3), keras.layers.Dropout(0.5, seed=1)
+        return from_keras(keras.Sequential([keras.Input(shape), *dense]))
+
+
+@both
+def test_a_run_file_trains_a_network_that_draws(kind, tmp_path, monkeypatch):
+    monkeypatch.setitem(_spec._KINDS["model"], "noisy", Noisy)
+    run = tx_experiment.read_run(f"""
+        precision: float64
+        data: {{kind: lorenz_63, num_samples: 10, temporal_horizon: 6}}
+        model: {{kind: noisy, package: {kind}}}
+        configuration: supervised
+        optimizer: {{kind: sgd, learning_rate: 1e-5}}
+        training: {{num_steps: 2, batch_size: 8}}
+    """)
+    model, _, artifact = tx_experiment.train(run, tmp_path)
+    assert np.isfinite(artifact["results"]["test_nrmse_geometric_mean"])
+    operator, u = tx_experiment.load_operator(tmp_path), jnp.ones(3)
+    # Evaluated, without a key, though the model draws.
+    expected = eqx.nn.inference_mode(model)(u, key=KEY)
+    np.testing.assert_array_equal(operator(u), expected)
+    assert tx.rollout(operator, u, 2).shape == (2, 3)
+    assert operator.model.stochastic
+    assert tx_experiment.reproduce(tmp_path).is_identical
+
+
 class Sows(nnx.Module):
     def __init__(self, rngs):
         self.linear = nnx.Linear(3, 3, rngs=rngs, param_dtype=jnp.float64)
@@ -531,6 +618,10 @@ class Sows(nnx.Module):
         (lambda: from_keras(keras.Sequential([
             keras.Input((3,)), keras.layers.Dense(3, kernel_regularizer="l2")])),
          "losses of its own, got 1.*adamw"),
+        (lambda: from_keras(keras.Sequential([
+            keras.Input((3,)), keras.layers.Dense(3, activity_regularizer="l2")]))(
+                jnp.ones(3)),
+         "losses of its own, got 1.*add_loss"),
         (lambda: from_keras(keras_net(), channels_last=None), "`channels_last` to be True"),
         (lambda: from_keras(keras_net())(jnp.ones(3), KEY, key=KEY),
          "average over a batch.*inference_mode"),
