@@ -10,15 +10,23 @@ import itertools
 import os
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
-# Before jax is imported: several "devices" on one CPU, for the sharding tests.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+# Before jax is imported.
 os.environ.setdefault("TQDM_DISABLE", "1")
 # Compilation is most of the time of these tests, and a quarter of it goes into machine
 # code that runs once. What XLA makes of a program before that is untouched. The second
 # run of .ci/run sets this to 0: there programs are compiled as users have them.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if "XLA_FLAGS" not in os.environ:
+    # Several "devices" on one CPU, for the sharding tests.
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+    # Of two ways to write fused loops the newer costs a fifth of compilation. This JAX
+    # has both, later ones have no choice.
+    quick = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+    if quick and version("jaxlib").startswith("0.10."):
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # Many tests compile the same small programs, and so do the processes that they start:
 # whoever comes second reads them from a folder that lives as long as this run of pytest.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -30,6 +38,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax
 import pytest
+
+# Tracing makes many objects and few cycles: a sixth of the time went into the search for
+# them, again and again among the modules imported.
+gc.set_threshold(50_000, 10, 10)
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -46,6 +58,20 @@ def _single_precision_examples(request: pytest.FixtureRequest) -> Iterator[None]
             yield
     else:
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Examples that train or sample are slow: those of these packages."""
+    heavy = tuple(f"trainax_pk/{x}/" for x in ("amortized", "experiment", "solver"))
+    for item in items:
+        if isinstance(item, pytest.DoctestItem) and item.nodeid.startswith(heavy):
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays: it is not searched again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_logfinish() -> None:
