@@ -45,6 +45,13 @@ def cases():
         }
 
 
+# As in conftest.py: cycles are searched for less often.
+RUN = """
+import gc, sys
+from benchmarks import _apebench_run
+gc.set_threshold(50_000, 10, 10)
+_apebench_run.main(*sys.argv[1:])
+"""
 NAMES = [case["name"] for case in cases()]
 
 
@@ -53,19 +60,19 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("apebench")
     specification = folder / "cases.json"
     specification.write_text(json.dumps(list(cases())))
+    flags = [x for x in os.environ["XLA_FLAGS"].split() if "device_count" not in x]
     environment = os.environ | {
         "TQDM_DISABLE": "1",
         "JAX_PLATFORMS": "cpu",
         # Compilation is nearly all of the time; APEBench's own programs are shared.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": " ".join([*flags, "--xla_backend_optimization_level=0"]),
         "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     found = {}
     for package in ("trainax", "compat"):
         file = folder / f"{package}.npz"
-        module = "benchmarks._apebench_run"
-        command = [sys.executable, "-m", module, package, specification, file]
+        command = [sys.executable, "-c", RUN, package, specification, file]
         subprocess.run(command, check=True, cwd=ROOT, env=environment)
         found[package] = np.load(file)
     return found

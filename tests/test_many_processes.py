@@ -22,7 +22,9 @@ def launch(folder, count, what, seconds=400):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    # One device each.
+    flags = [x for x in os.environ["XLA_FLAGS"].split() if "device_count" not in x]
+    environment = os.environ | {"XLA_FLAGS": " ".join(flags), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests._processes_driver"]
     children = [
         subprocess.Popen(
