@@ -134,6 +134,7 @@ def test_a_killed_sweep_goes_on(tmp_path, monkeypatch):
         np.testing.assert_allclose(a.weight, b.weight, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_of_trials_that_train_alone_goes_on(tmp_path, monkeypatch):
     spec = make({RATE: [1e-3, 1e-2]}, together=False)
     whole = sweep(spec, tmp_path / "whole")
@@ -229,6 +230,7 @@ def test_what_can_train_together():
     assert len(group_alike(make(kinds).trials([]))) == 4
 
 
+@pytest.mark.slow
 def test_devices_share_the_trials_that_train_together(tmp_path, monkeypatch):
     seen, save = [], _members.Members.save
 
