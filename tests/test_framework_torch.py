@@ -193,6 +193,26 @@ def test_validation_is_that_of_the_run():
     np.testing.assert_allclose(found["validation"], expected, rtol=1e-10)
 
 
+def test_validation_is_whole_after_lightnings_sanity_check():
+    run = make_run(num_steps=5)
+    built = experiment.build(run)
+    net = twin(built.model)
+    hand_off = to_lightning(run, net)
+    options = {**QUIET, "num_sanity_val_steps": 2}
+    trainer = hand_off.fit(**options)
+    (expected,) = hand_off.trainer(**QUIET).validate(
+        hand_off.module, to_lightning(run, net).validation, verbose=False
+    )
+    found = trainer.callback_metrics["validation"]
+    np.testing.assert_allclose(found, expected["validation"], rtol=1e-12)
+    # Who leaves early leaves nothing behind; who resumes goes on once.
+    next(iter(hand_off.train))
+    assert hand_off.train.state_dict() == {"next": 1}
+    assert len(list(hand_off.train)) == 5
+    hand_off.train.load_state_dict({"next": 2})
+    assert [len(list(hand_off.train)) for _ in range(2)] == [3, 5]
+
+
 @pytest.mark.parametrize("optimizer", [EXACT[3], OTHERS[2]])
 def test_lightning_resumes_where_it_was(tmp_path, optimizer):
     run = make_run(optimizer, num_steps=20)
@@ -267,6 +287,9 @@ def test_refusals_of_other_parts(tmp_path):
         to_lightning(path, lambda u: u)
     with pytest.raises(ValueError, match=r"float64.*got \['float32'\].*torch\.float64"):
         to_lightning(path, torch.nn.Linear(3, 3))
+    frozen = torch.nn.Linear(3, 3, dtype=torch.float64).requires_grad_(False)
+    with pytest.raises(ValueError, match="got Linear, of which all are frozen"):
+        to_lightning(path, frozen)
     hand_off = to_lightning(path, torch.nn.Linear(3, 4, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"\[16, 3\], got torch.float64\[16, 4\]"):
         hand_off.module.loss(next(iter(hand_off.train)))

@@ -79,9 +79,9 @@ def to_lightning(
     order, under the same loss, with the same optimizer, schedule and clipping; from the
     same weights it follows the same curve up to rounding. Taken of the run are `seed`,
     `precision`, `data`, `configuration` (`supervised`), `optimizer` and of `training`
-    `num_steps` or `num_epochs`, `batch_size` and `window_stride`. `model`
-    and `callbacks` stay behind; so do `accumulate` and `program`, which change rounding
-    alone, and `nonfinite`, for which Lightning has `detect_anomaly`.
+    `num_steps` or `num_epochs`, `batch_size` and `window_stride`. `model`,
+    `callbacks` and `trackers` stay behind; so do `accumulate` and `program`, which change
+    rounding alone, and `nonfinite`, for which Lightning has `detect_anomaly`.
 
     Args:
         run: A run, or the path of its file.
@@ -157,25 +157,28 @@ def to_lightning(
 class Batches:
     """Batches of windows as tensors `(B, L, ...)`, one for each number.
 
-    Iterating goes on where `load_state_dict` left it, as Lightning does when it resumes.
+    Iterating begins at the first, however far an earlier one came (Lightning's sanity
+    check leaves after two); once, it goes on where `load_state_dict` says, as Lightning
+    does when it resumes.
     """
 
     def __init__(self, windows: Any, indices: Any, count: int) -> None:
         self.windows = windows
         self._indices = indices
         self._count = count
-        self._next = 0
+        self._start = self._next = 0
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[Any]:
         torch = load("torch", "lightning")
-        while self._next < self._count:
-            size = min(_CHUNK, self._count - self._next)
-            for indices in self._indices(self._next, size):
+        begin, self._start = self._start, 0
+        for start in range(begin, self._count, _CHUNK):
+            size = min(_CHUNK, self._count - start)
+            for i, indices in enumerate(self._indices(start, size), start + 1):
                 state = self.windows[np.asarray(indices)].state
-                self._next += 1
+                self._next = i
                 yield torch.from_numpy(np.array(state))
         self._next = 0
 
@@ -189,7 +192,7 @@ class Batches:
         Args:
             state: What `state_dict` gave.
         """
-        self._next = state["next"]
+        self._start = self._next = state["next"]
 
 
 def _in_turn(total: int, size: int, start: int, count: int) -> Iterator[Any]:
@@ -369,4 +372,10 @@ def _check_model(model: Any, precision: str) -> None:
             f"Expected parameters of {precision}, the run's precision, got "
             f"{sorted(found) or 'none'}. Cast the network with .to(torch.{precision}), or "
             "change `precision`."
+        )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(
+            "Expected a torch module with parameters to train, got "
+            f"{type(model).__name__}, of which all are frozen. Call "
+            "requires_grad_(True) on some."
         )

@@ -56,8 +56,9 @@ def sweep(
 
     Trials that differ in seeds and in real numbers of optimizer and configuration train
     as one program, split over the devices of this process; the others, and those with
-    trackers, one after another, each in its own run folder. A sweep that was killed goes
-    on, on as many devices as there are then: trials that ended are not trained again.
+    trackers or early stopping, one after another, each in its own run folder. A sweep
+    that was killed goes on, on as many devices as there are then: trials that ended are
+    not trained again.
 
     Args:
         spec: The sweep.
@@ -74,6 +75,7 @@ def sweep(
         ValueError: Parts that do not fit each other; more devices than there are.
         RunChanged: The folder holds another sweep.
         TimeoutError: Another process is at work in it.
+        KeyboardInterrupt: SIGINT, after saving; SIGTERM raises SystemExit(143).
 
     Example:
         >>> import tempfile
