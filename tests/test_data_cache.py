@@ -464,6 +464,7 @@ def test_nothing_but_failures_is_no_cache(tmp_path):
         cached.generate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["zarr", "tfrecord"])
 def test_killed_at_random_it_ends_in_the_same_bytes(format, tmp_path):
     done = subprocess.run(

@@ -318,6 +318,7 @@ def test_a_larger_budget_trains_in_memory(plain):
     assert train(unlimited, 1)[0].windows.residency == "device"
 
 
+@pytest.mark.slow
 def test_peak_memory_stays_within_the_budget(tmp_path):
     budget = 3 * 2**24
     done = subprocess.run(
