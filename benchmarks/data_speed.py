@@ -5,11 +5,12 @@ the same width, with its results copied to one array, and against a loop over si
 samples. Storage: `CachedDataset` of an array in memory against zarr's own bulk write and
 read of the same array with and without lz4, and against the bytes of the array in one file.
 The cache is on the disk when it is written, and so is the one file; zarr leaves that to the
-kernel, so its writes are timed as they are and with a sync of their files. Streaming: a trainer on
-a cache through a memory budget of a tenth of the data against the same trainer on the data
-in memory, whole runs of compiled programs; the perceptron is the worst case there is, an
-update of 50 µs on windows of 24 bytes out of pieces of 64 KiB. On the fly: simulations made
-inside the training step against the same number simulated first and trained on then.
+kernel, so its writes are timed as they are and with a sync of their files. Streaming: a
+trainer on a cache through a memory budget of a tenth of the data against the same trainer
+on the data in memory, whole runs of compiled programs; the perceptron is the worst case
+there is, an update of 50 µs on windows of 24 bytes out of pieces of 64 KiB. On the fly:
+simulations made inside the training step against the same number simulated first and
+trained on then.
 
 Run: python -m benchmarks.data_speed [--rounds 5] [--only PART]
 """
