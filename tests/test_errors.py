@@ -22,7 +22,7 @@ def errors():
     """All exception classes of the package, by name."""
     found = {}
     for module in pkgutil.walk_packages(trainax_pk.__path__, "trainax_pk."):
-        if "experiment" in module.name or module.name.endswith("demo.__main__"):
+        if module.name.endswith("__main__"):
             continue
         for name, value in vars(importlib.import_module(module.name)).items():
             own = inspect.isclass(value) and value.__module__ == module.name
@@ -38,6 +38,8 @@ def build(cls):
     if "__init__" not in vars(cls):
         return cls("what is wrong")
     _, first, *others = inspect.signature(cls.__init__).parameters.values()
+    if first.name == "problems":
+        return cls(["run.yaml:2: what is wrong", "run.yaml:5: and more"])
     assert first.name == "message"
     positional = [VALUES[p.name] for p in others if p.kind is not p.KEYWORD_ONLY]
     named = {p.name: VALUES[p.name] for p in others if p.kind is p.KEYWORD_ONLY}

@@ -37,6 +37,10 @@ class RunFileError(ValueError):
         super().__init__("\n".join(problems))
         self.problems = problems
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # From the lines, not from the message that they are joined to.
+        return type(self), (self.problems,), self.__dict__
+
 
 class Document(NamedTuple):
     """What a file holds.
