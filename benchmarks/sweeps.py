@@ -158,7 +158,8 @@ def difference(case: tuple[str, str, int, str, int]) -> float:
 def _members(spec: experiment.HyperSweep) -> Members:
     trials = spec.trials([])
     folder = Path(tempfile.mkdtemp())
-    return Members(spec, trials, make_data(trials[0].run), folder / "state")
+    made = make_data(trials[0].run)
+    return Members(spec, trials, made, folder / "state", jax.devices()[:1])
 
 
 def _again(members: Members) -> Any:
