@@ -212,3 +212,39 @@ def test_another_length_is_named_also_behind_scales(length):
     sets = _of(A.AmortizedRatio, ENCODERS["set"][0])
     with pytest.raises(ValueError, match=rf"scales .* got \(5, {length}\)"):
         sets.log_ratio(THETA[0], jnp.ones((5, length)))
+
+
+def _values_at(kind, x, mask):
+    if kind == "likelihood":
+        return [_likelihood().log_prob(THETA[0], x)]
+    model = _of(kind, A.IdentityEncoder((3,), masked=True))
+    if kind is A.AmortizedRatio:
+        return [model.log_ratio(THETA[0], x, mask)]
+    return [model.sample(KEY, x, 2, mask), model.log_prob(THETA[0], x, mask)]
+
+
+@pytest.mark.parametrize("numbers", [[0.1, 0.2, 0.3], [1, 2, 3]])
+@pytest.mark.parametrize(
+    "kind",
+    [A.AmortizedPosterior, A.FlowMatchingPosterior, A.AmortizedRatio, "likelihood"],
+)
+def test_an_observation_may_be_a_list(kind, numbers):
+    mask = [True, False, True]
+    wanted = _values_at(kind, jnp.array(numbers, float), jnp.array(mask))
+    assert eqx.tree_equal(_values_at(kind, numbers, mask), wanted)
+    assert eqx.tree_equal(_values_at(kind, tuple(numbers), jnp.array(mask)), wanted)
+
+
+def test_an_observation_may_be_one_number():
+    """Of an encoder that has no shape of its own."""
+
+    class Length(A.AbstractEncoder):
+        num_features: int = 1
+        masked: bool = False
+
+        def __call__(self, x, mask):
+            return x.reshape(1)
+
+    model = _of(A.AmortizedPosterior, Length())
+    wanted = model.log_prob(THETA[0], jnp.array(0.5))
+    assert eqx.tree_equal(model.log_prob(THETA[0], 0.5), wanted)

@@ -15,7 +15,7 @@ from trainax_pk.amortized._encoder import (
     check_encoder,
 )
 from trainax_pk.amortized._head import AbstractHead, make_network
-from trainax_pk.amortized._pairs import as_pairs
+from trainax_pk.amortized._pairs import as_observation, as_pairs
 from trainax_pk.amortized._posterior import (
     check_dim,
     check_head,
@@ -135,6 +135,7 @@ class AmortizedLikelihood(eqx.Module):
         Returns:
             Scalar.
         """
+        x = as_observation(x)
         self._check(x, mask)
         features, log_det = self._features(theta)
 

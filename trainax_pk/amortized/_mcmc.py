@@ -12,7 +12,7 @@ from trainax_pk._extras import load
 from trainax_pk._tree import check_count, is_concrete
 from trainax_pk.amortized._head import typed_key
 from trainax_pk.amortized._likelihood import AmortizedLikelihood, AmortizedRatio
-from trainax_pk.amortized._pairs import check_observations
+from trainax_pk.amortized._pairs import as_observation, check_observations
 from trainax_pk.amortized._posterior import from_standard
 from trainax_pk.amortized._support import Support, support_of
 
@@ -111,6 +111,7 @@ def sample_posterior(
     check_count("num_chains", num_chains, minimum=2)
     check_count("num_candidates", num_candidates, minimum=num_chains)
     check_count("max_doublings", max_doublings)
+    x = as_observation(x)
     check_observations(x, mask)
     if num_samples % num_chains:
         raise ValueError(

@@ -127,6 +127,13 @@ def observed(x: Any, mask: Any) -> Array:
     return jnp.where(jnp.asarray(mask, bool), x, jnp.zeros((), x.dtype))
 
 
+def as_observation(x: Any) -> Array:
+    """One observation as an array of floating numbers: lists and integers are welcome."""
+    x = jnp.asarray(x)
+    is_inexact = jnp.issubdtype(x.dtype, jnp.inexact)
+    return x if is_inexact else x.astype(jnp.result_type(float))
+
+
 def _floating(name: str) -> Any:
     def check(value: Any) -> Any:
         value = value if hasattr(value, "dtype") else np.asarray(value, float)

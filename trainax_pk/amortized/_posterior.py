@@ -17,7 +17,7 @@ from trainax_pk.amortized._encoder import (
     check_seen,
 )
 from trainax_pk.amortized._head import AbstractHead
-from trainax_pk.amortized._pairs import as_pairs, observed
+from trainax_pk.amortized._pairs import as_observation, as_pairs, observed
 from trainax_pk.amortized._scale import Standardisation, fit_standardisation
 from trainax_pk.amortized._support import Support, support_of, unbounded
 
@@ -325,6 +325,7 @@ def encode(
             f"{type(encoder).__name__} without. Build it so; fully observed samples need "
             "no mask then."
         )
+    x = as_observation(x)
     check_seen(x, encoder)
     if not scale.fits(x.shape):
         raise ValueError(
@@ -332,6 +333,7 @@ def encode(
             f"{x.shape}. Pass one sample (jax.vmap for a batch)."
         )
     # Standardised first: a gap then holds the mean of what it would have been.
+    mask = None if mask is None else jnp.asarray(mask, bool)
     return encoder(observed(scale(observed(x, mask)), mask), mask)
 
 
