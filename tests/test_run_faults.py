@@ -413,6 +413,9 @@ def test_places_where_no_run_can_live_are_refused(name, tmp_path, monkeypatch):
 def test_a_lock_whose_file_is_removed_is_taken_anew(tmp_path):
     path = tmp_path / "lock"
     with hold_lock(path, 0.0, "it", "") as lock:
+        own = path.read_text()
+        holder = {"pid": os.getpid(), "host": socket.gethostname()}
+        assert holder.items() <= json.loads(own).items()
         lock.renew()
         path.unlink()
         lock.renew()
@@ -425,8 +428,15 @@ def test_a_lock_whose_file_is_removed_is_taken_anew(tmp_path):
         path.write_text('{"pid": 1, "host": "another"}')
         with pytest.raises(TimeoutError, match='"pid": 1, "host": "another"'):
             lock.renew()
+        # So has another of the same process.
+        path.unlink()
+        with hold_lock(path, 0.0, "it", ""):
+            pass
+        with pytest.raises(TimeoutError, match=f'"pid": {os.getpid()}'):
+            lock.renew()
         # A copy of its own, put back.
-        path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        path.unlink()
+        path.write_text(own)
         lock.renew()
         with pytest.raises(TimeoutError), hold_lock(path, 0.0, "it", ""):
             pass

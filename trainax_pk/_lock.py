@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +22,14 @@ class Lock:
     def __init__(self, path: Path, what: str, remedy: str) -> None:
         self._path = path
         self._what, self._remedy = what, remedy
-        self._holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+        # A process may hold locks at a path in turn; in containers, all of them are 1.
+        self._holder = json.dumps(
+            {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "token": uuid.uuid4().hex,
+            }
+        )
         self._descriptor: int | None = None
         self._renewing = threading.Lock()
 
@@ -48,7 +56,7 @@ class Lock:
             prepare: Called before, to make the folder again.
 
         Raises:
-            TimeoutError: Another process was faster, even if it has ended since.
+            TimeoutError: Another lock was faster, even if it has been let go of since.
         """
         with self._renewing:
             if self._descriptor is not None and not _is_at(
