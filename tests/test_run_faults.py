@@ -444,6 +444,30 @@ def test_a_lock_whose_file_is_removed_is_taken_anew(tmp_path):
         pass
 
 
+def test_a_full_disk_costs_no_lock(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "lock"
+    with hold_lock(path, 0.0, "it", "") as lock:
+        path.unlink()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", full)
+            with pytest.raises(OSError, match="No space"):
+                lock.renew()
+        assert path.read_text() == ""
+        lock.renew()
+        assert str(os.getpid()) in path.read_text()
+        with pytest.raises(TimeoutError), hold_lock(path, 0.0, "it", ""):
+            pass
+        # Another that has just begun, and has not written yet.
+        path.unlink()
+        with hold_lock(path, 0.0, "it", ""):
+            path.write_text("")
+            with pytest.raises(TimeoutError):
+                lock.renew()
+
+
 def test_whoever_comes_after_a_folder_was_deleted_is_refused(alone, tmp_path):
     run_dir = tmp_path / "run"
 

@@ -68,7 +68,8 @@ class Lock:
     def _take_again(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             found = self._path.read_text(encoding="utf-8", errors="replace")
-            if found != self._holder:
+            # Where the disk is full, a file is made that stays empty.
+            if found not in ("", self._holder):
                 raise TimeoutError(self._message(found))
         held, self._descriptor = self._descriptor, None
         try:
