@@ -468,6 +468,23 @@ def test_a_full_disk_costs_no_lock(tmp_path, monkeypatch):
                 lock.renew()
 
 
+def test_a_lock_where_open_files_have_numbers_of_their_own(tmp_path, monkeypatch):
+    opened = []
+
+    def counting(*args):
+        opened.append(args)
+        assert len(opened) < 100, "it spins"
+        return open_file(*args)
+
+    open_file, path = os.open, tmp_path / "lock"
+    monkeypatch.setattr(os, "open", counting)
+    monkeypatch.setattr(os.path, "samestat", lambda a, b: False)
+    with hold_lock(path, 0.0, "it", "") as lock:
+        lock.renew()
+        with pytest.raises(TimeoutError), hold_lock(path, 0.0, "it", ""):
+            pass
+
+
 def test_whoever_comes_after_a_folder_was_deleted_is_refused(alone, tmp_path):
     run_dir = tmp_path / "run"
 

@@ -1,6 +1,7 @@
 """A lock file that one process holds."""
 
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -14,6 +15,9 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+# How often a file is opened anew that is not the one at its path.
+_TRIES = 10
 
 
 class Lock:
@@ -30,18 +34,23 @@ class Lock:
                 "token": uuid.uuid4().hex,
             }
         )
+        self._compares = True
         self._descriptor: int | None = None
         self._renewing = threading.Lock()
 
     def take(self, timeout: float) -> None:
         """Takes it, or raises TimeoutError."""
         end = time.monotonic() + timeout
+        tries = itertools.count(1)
         while self._descriptor is None:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 self._acquire(descriptor, end)
-                # Whoever waited may hold a file that was removed meanwhile.
-                if _is_at(descriptor, self._path):
+                # Whoever waited may hold a file that was removed meanwhile; some file
+                # systems, though, number an open file otherwise than one at a path.
+                is_at = _is_at(descriptor, self._path)
+                if is_at or next(tries) == _TRIES:
+                    self._compares = is_at
                     os.ftruncate(descriptor, 0)
                     os.pwrite(descriptor, self._holder.encode(), 0)
                     self._descriptor = descriptor
@@ -59,9 +68,8 @@ class Lock:
             TimeoutError: Another lock was faster, even if it has been let go of since.
         """
         with self._renewing:
-            if self._descriptor is not None and not _is_at(
-                self._descriptor, self._path
-            ):
+            held = self._descriptor if self._compares else None
+            if held is not None and not _is_at(held, self._path):
                 prepare()
                 self._take_again()
 
