@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import os
+import shutil
 import signal
 from typing import Literal
 
@@ -158,6 +159,39 @@ def test_a_killed_sweep_of_trials_that_train_alone_goes_on(tmp_path, monkeypatch
             for name in ("cut", "whole")
         )
         assert a["weights"] == b["weights"] and a["losses_sha256"] == b["losses_sha256"]
+
+
+def test_trials_that_ended_before_a_kill_are_not_trained_again(
+    tmp_path, monkeypatch, together
+):
+    folder, spec, _ = together
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    # As if it had been killed while it wrote these two.
+    for trial in (3, 6):
+        (tmp_path / f"trials/{trial:04d}/trial.yaml").unlink()
+    asked = []
+
+    def groups(spec, trials, *rest):
+        asked.extend(t.number for t in trials)
+        raise Killed
+
+    monkeypatch.setattr(_sweep, "_groups", groups)
+    with pytest.raises(Killed):
+        sweep(spec, tmp_path)
+    assert asked == [3, 6]
+
+
+def test_one_that_is_not_finite_when_it_is_repeated_has_failed(tmp_path, monkeypatch):
+    def advance(self, stop, **options):
+        return {0: math.nan}
+
+    # Killed before its artifact was written; it was finite then.
+    (tmp_path / "values.yaml").write_text("'0000': [1.0]")
+    monkeypatch.setattr(_sweep._Alone, "advance", advance)
+    for _ in range(2):
+        (failed,) = sweep(make({"seed": [0]}), tmp_path)
+        assert failed.status == "failed" and math.isnan(failed.value)
+        assert failed.num_updates == 12 and failed.folder is None
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,8 @@ class _Alone:
     def keep(self, numbers: set[int]) -> None:
         self.trials = [t for t in self.trials if t.number in numbers]
 
-    def finish(self, trial: Trial, folder: Path) -> dict[str, Any]:
+    def finish(self, trial: Trial, folder: Path) -> dict[str, Any] | None:
+        """Its artifact; None where it was finite once and is not when it is repeated."""
         del folder
         if self._artifact is None:
             # An earlier call of the sweep has trained it.
@@ -193,6 +194,11 @@ class _Log:
         """Values of trials at the next comparison."""
         for number, value in values.items():
             self.values.setdefault(f"{number:04d}", []).append(value)
+        self._files.write(_VALUES, _yaml(self.values))
+
+    def fail(self, trial: Trial) -> None:
+        """One that was finite at its end is not, when it is repeated."""
+        self.values[trial.name][-1] = math.nan
         self._files.write(_VALUES, _yaml(self.values))
 
 
@@ -302,19 +308,29 @@ def _finish(
     files, ended = LocalFiles(folder), {}
     unfinished = [t for t in alive if files.size(f"trials/{t.name}/trial.yaml") is None]
     if unfinished and not groups:
-        # Killed between training and writing: states are on disk.
-        groups = _groups(spec, alive, folder, data)
+        # Killed between training and writing: states are on disk, but those of groups
+        # that have written everything.
+        groups = _groups(spec, unfinished, folder, data)
         for group in groups:
             group.advance(group.total)
     for group in groups:
         for trial in group.trials:
             if trial in unfinished:
                 artifact = group.finish(trial, folder / "trials" / trial.name)
+                if artifact is None:
+                    log.fail(trial)
+                    continue
                 page = {"fields": trial.fields, "run_id": artifact["run_id"]}
                 files.write(f"trials/{trial.name}/trial.yaml", _yaml(page))
         group.forget()
     for trial in alive:
         value = log.values[trial.name][-1]
+        if math.isnan(value):
+            steps = _steps(trial, data, 1.0)
+            ended[trial.number] = Ranked(
+                trial.number, trial.fields, value, "failed", steps, None
+            )
+            continue
         # Fewer than it was asked for where it was stopped early.
         steps = read_artifact(folder / "trials" / trial.name)["num_updates"]
         ended[trial.number] = Ranked(
