@@ -251,7 +251,7 @@ def downscale(parts, updates):
     body += table(["", *(f"k = {k}" for k in (2, 4, 8, 12, 16))], spectra)
     return body + (
         f"\n\nChurned with a noise of {noise}, which came nearest to the truth's power "
-        f"from k = 8 on ({NUM_VALIDATION} flows for validation, 2 draws each; beyond k = 16 "
+        f"from k = 8 on ({NUM_VALIDATION} flows for validation, 2 draws each; past k = 16 "
         f"there are the corners of the grid alone):\n\n{tried}"
     )
 
