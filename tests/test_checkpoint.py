@@ -41,7 +41,7 @@ from trainax_pk.checkpoint._arrays import (
 from trainax_pk.checkpoint._log import MetricLog
 from trainax_pk.checkpoint._policy import Schedule
 from trainax_pk.checkpoint._store import Store
-from trainax_pk.checkpoint._writer import NotFinite, Writer
+from trainax_pk.checkpoint._writer import NotFinite, SaveFailed, Writer
 
 
 def arrays(step):
@@ -321,8 +321,23 @@ def test_states_that_are_not_finite_are_not_saved(store):
     assert isinstance(error, NotFinite) and store.steps() == [10, 20, 30]
 
 
+def test_checkpoints_of_another_are_not_removed(store):
+    def lost(step):
+        raise SaveFailed("another process has begun there", step)
+
+    log = MetricLog(store.folder.parent / "metrics.jsonl", 10)
+    schedule = Schedule(Policy(keep_last=1), 100, Fraction(10))
+    writer = Writer(Store(store.folder, lost), schedule, log)
+    writer.begin({30: lambda: (arrays(30), {})}, {}, set())
+    error = writer.take_error()
+    writer.close()
+    assert isinstance(error, SaveFailed) and error.step == 30
+    assert store.steps() == [10, 20, 30]
+
+
 def test_what_a_killed_process_left_is_tidied(store):
-    for name in (".000000000040.writing", ".000000000010.removing"):
+    left = (".000000000040.writing", ".000000000040.0a1b2c3d.writing")
+    for name in (*left, ".000000000010.removing"):
         (store.folder / name).mkdir()
         (store.folder / name / "part").write_bytes(b"half")
     assert store.steps() == [10, 20, 30] and store.newest().step == 30

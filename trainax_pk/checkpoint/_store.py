@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,7 +37,7 @@ MANIFEST = "manifest.json"
 ARRAYS = "arrays"
 # Folders of ours whose name begins so are on their way in or out.
 _PASSING = "."
-_PASSING_NAME = re.compile(r"\.\d{12}\.(writing|removing)")
+_PASSING_NAME = re.compile(r"\.\d{12}(\.[0-9a-f]{8})?\.(writing|removing)")
 _DAMAGED = "damaged"
 _NAME = re.compile(r"[0-9]{12}")
 # How often a checkpoint is begun whose folder somebody removes meanwhile, and how long that
@@ -102,6 +103,7 @@ class Store:
 
     Attributes:
         folder: Where they lie.
+        guard: Called with a step, raises where the folder is no longer this writer's.
     """
 
     def __init__(
@@ -111,11 +113,13 @@ class Store:
 
         Args:
             folder: Where they lie.
-            guard: Called with a step before its checkpoint is committed; what it raises
-                is why it is not.
+            guard: Called with a step before its checkpoint is begun and before it is
+                committed; what it raises is why it is not.
         """
         self.folder = folder
-        self._guard = guard
+        self.guard = guard
+        # Whoever the folder belongs to meanwhile may write the same step.
+        self._token = uuid.uuid4().hex[:8]
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that lie there, whatever their state, ascending."""
@@ -151,7 +155,7 @@ class Store:
             return
         leaves = make_leaves(arrays)
         for left in reversed(range(_ATTEMPTS)):
-            passing = self.folder / f"{_PASSING}{final.name}.writing"
+            passing = self.folder / f"{_PASSING}{final.name}.{self._token}.writing"
             try:
                 self._commit(passing, final, step, leaves, meta)
                 return
@@ -170,13 +174,14 @@ class Store:
     def _commit(
         self, passing: Path, final: Path, step: int, leaves: list[Any], meta: Any
     ) -> None:
+        self.guard(step)
         make_folder(self.folder)
         shutil.rmtree(passing, ignore_errors=True)
         passing.mkdir()
         write_arrays(passing / ARRAYS, leaves)
         self._write_manifest(passing, step, [leaf for leaf, _ in leaves], meta)
         self._verify(passing, step)
-        self._guard(step)
+        self.guard(step)
         os.rename(passing, final)
         sync_folder(self.folder)
 

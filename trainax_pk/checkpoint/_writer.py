@@ -114,6 +114,8 @@ class Writer:
                 arrays, meta = frozen()
                 _check_finite(arrays, self._infinite)
                 self._store.write(step, arrays, {**meta, "identity": identity})
+        # What lies there already may be another's.
+        self._store.guard(max(states))
         self._store.retain(lambda steps: self._schedule.kept(steps) | good)
 
 
