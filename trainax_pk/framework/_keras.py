@@ -218,15 +218,15 @@ class KerasModel(AbstractAdapted):
         held = (*network.trainable, *network.others, *network.seeds)
         if self.channels_last:
             u = channels_to_end(u)
-        if self.conditioned:
-            u = [u, *(part for part in inputs if part is not None)]
+        given = [u, *(part for part in inputs if part is not None)]
         scope = load("keras", "keras").StatelessScope(
             state_mapping=list(zip(held, values, strict=True)), collect_losses=True
         )
         # The call as users make it: stateless_call leaves out what `__call__` tells inner
         # layers, `training` among them. Layers of Keras add biases across ranks.
+        training = not self.inference
         with scope, jax.numpy_rank_promotion("allow"):
-            out = network.model(u, training=not self.inference)
+            out = network.model(given if self.conditioned else u, training=training)
         if scope.losses:
             _refuse_losses(network.model, len(scope.losses))
         out = in_precision(out, u, weights)
