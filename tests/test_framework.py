@@ -20,7 +20,7 @@ from flax import nnx
 import trainax_pk as tx
 from trainax_pk import experiment as tx_experiment
 from trainax_pk.data import ShuffledOrder, Windows
-from trainax_pk.experiment import _spec
+from trainax_pk.experiment import _artifact, _spec
 from trainax_pk.framework import from_flax, from_keras, to_flax, to_keras
 from trainax_pk.step import stream_key
 
@@ -547,9 +547,45 @@ def test_networks_of_mixed_precision_answer_in_that_of_the_state(kind):
     u = jnp.array([0.1, 0.7, -0.3], jnp.float32)
     out = model(u)
     assert out.dtype == jnp.float32
+    if kind == "keras":
+        state, sample = keras.Input((3,)), keras.Input((2,))
+        both = keras.layers.Concatenate()([state, sample])
+        layer = keras.layers.Dense(3, dtype="mixed_bfloat16")
+        net = from_keras(keras.Model([state, sample], layer(both)), conditioned=True)
+        assert net(u, tx.Inputs(sample=u[:2])).dtype == jnp.float32
     np.testing.assert_array_equal(out, out.astype(jnp.bfloat16))
     # Of another precision than the weights, it stays what it is.
     assert model(u.astype(jnp.float64)).dtype != jnp.float64
+
+
+class DrawsInEvaluation(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(3, 3, rngs=rngs, param_dtype=jnp.float64)
+        self.rngs = rngs
+
+    def __call__(self, u):
+        return self.linear(u) + jax.random.normal(self.rngs.noise(), u.shape)
+
+
+def test_networks_that_draw_in_evaluation_use_the_key():
+    model = from_flax(DrawsInEvaluation(nnx.Rngs(0, noise=1)))
+    operator, u = tx_experiment.Operator(model, {}), jnp.ones(3)
+    one, other = jax.random.split(KEY)
+    stepper = tx.Stepper(operator, stochastic=True)
+    for call in (operator, stepper):
+        assert not np.allclose(call(u, key=one), call(u, key=other))
+        np.testing.assert_array_equal(call(u, key=one), model(u, key=one))
+    np.testing.assert_array_equal(operator(u), operator(u))
+    # Each test trajectory of a run has its own draws.
+    test = jnp.asarray(DATA[:2])
+    keys = jax.random.split(jax.random.key(0), 2)
+    predicted = [
+        tx.rollout(model, u, test.shape[1] - 1, key=k)
+        for u, k in zip(test[:, 0], keys, strict=True)
+    ]
+    expected = tx.metrics.nrmse_per_lead_time(jnp.stack(predicted), test[:, 1:])
+    found, _ = _artifact._test_errors(model, test)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 class Noisy(tx_experiment.AbstractSpec):

@@ -27,7 +27,6 @@ from trainax_pk.data import Samples
 from trainax_pk.experiment._run import Built, Run, build
 from trainax_pk.experiment._weights import hash_weights, name_arrays, save_weights
 from trainax_pk.experiment._yaml import RunFileError, read_file
-from trainax_pk.framework._whole_batch import evaluated
 from trainax_pk.step import TrainState
 
 SCHEMA = 1
@@ -267,9 +266,8 @@ def _test_errors(model: Any, test: jax.Array) -> tuple[jax.Array, jax.Array]:
     """nRMSE by lead time, and its geometric mean over at most 100."""
     steps = test.shape[1] - 1
     keys = jax.random.split(jax.random.key(0), len(test))
-    predicted = jax.vmap(lambda u, k: rollout(evaluated(model), u, steps, key=k))(
-        test[:, 0], keys
-    )
+    model = eqx.nn.inference_mode(model)
+    predicted = jax.vmap(lambda u, k: rollout(model, u, steps, key=k))(test[:, 0], keys)
     nrmse = metrics.nrmse_per_lead_time(predicted, test[:, 1:])
     return nrmse, metrics.geometric_mean(nrmse, horizon=min(100, steps))
 

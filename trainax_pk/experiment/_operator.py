@@ -56,7 +56,8 @@ class Operator(eqx.Module):
     before training is done here, and undone. Its layers are those of evaluation, without
     dropout. It stands wherever a stepper may, such as `tx.rollout`, `tx.solver.cycle` or
     `tx.data.StepperModel`. A stepper that draws takes a key:
-    `tx.Stepper(operator, stochastic=True)`.
+    `tx.Stepper(operator, stochastic=True)`. One of Flax or Keras may be called without:
+    if it draws in evaluation too, it then draws the same each time.
 
     Attributes:
         model: The network with its trained weights.
@@ -80,7 +81,7 @@ class Operator(eqx.Module):
         self, u: PyTree[jax.Array], *, key: PRNGKeyArray | None = None
     ) -> PyTree[jax.Array]:
         """The next state."""
-        model, options = evaluated(self.model), {} if key is None else {"key": key}
+        model, options = evaluated(self.model, key), {} if key is None else {"key": key}
         if self.preprocessing is None:
             return model(u, **options)
         return self.preprocessing.inverse(model(self.preprocessing(u), **options))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 import yaml
@@ -24,7 +25,6 @@ from trainax_pk.experiment._report_plot import (
     plot_rollout,
 )
 from trainax_pk.experiment._run import Run, build
-from trainax_pk.framework._whole_batch import evaluated
 
 REPORT = "report.html"
 # A rollout that left the attractor tells nothing more.
@@ -145,7 +145,8 @@ def _curves(folder: Path) -> Iterable[str]:
 def _rollouts(built: Any, model: Any) -> Iterable[str]:
     test = built.split.test.state[:, : _LONGEST + 1]
     steps = test.shape[1] - 1
-    keys, model = jax.random.split(jax.random.key(0), len(test)), evaluated(model)
+    keys = jax.random.split(jax.random.key(0), len(test))
+    model = eqx.nn.inference_mode(model)
     roll = jax.jit(jax.vmap(lambda u, k: rollout(model, u, steps, key=k)))
     predicted = roll(test[:, 0], keys)
     truth = np.asarray(test[:, 1:])

@@ -168,11 +168,14 @@ def taken_apart(stepper: Any, cls: type, name: str) -> tuple[Any, Any]:
     )
 
 
-def evaluated(stepper: Any) -> Any:
-    """A stepper as it is evaluated: layers in inference mode, and adapted networks, which
-    draw nothing then, without a key."""
+def evaluated(stepper: Any, key: PRNGKeyArray | None) -> Any:
+    """A stepper as it is evaluated: layers in inference mode. Adapted networks, most of
+    which draw nothing then, need no key; one that is given is used."""
     stepper = eqx.nn.inference_mode(stepper)
-    if isinstance(stepper, Stepper) and isinstance(stepper.module, AbstractAdapted):
+    is_adapted = isinstance(stepper, Stepper) and isinstance(
+        stepper.module, AbstractAdapted
+    )
+    if is_adapted and key is None:
         return dataclasses.replace(stepper, stochastic=False)
     return stepper
 
