@@ -62,14 +62,18 @@ class Support(eqx.Module):
         self.structure, self.shapes = jax.tree.structure(low), _shapes(low)
         flat_low, flat_high = ravel_pytree(low)[0], ravel_pytree(high)[0]
         fits = flat_low.shape == flat_high.shape
-        known = is_concrete(flat_low) and is_concrete(flat_high)
-        if not fits or (known and not np.all(flat_low < flat_high)):
+        known = fits and is_concrete(flat_low) and is_concrete(flat_high)
+        # By NumPy: where a program is traced, JAX would compare them later.
+        ends = np.stack([flat_low, flat_high]) if known else np.array([[0.0], [1.0]])
+        if not fits or not np.all(ends[0] < ends[1]):
             raise ValueError(
                 f"Expected lower bounds below the upper ones, got {flat_low} and "
                 f"{flat_high}. Pass those of a prior: `prior.bounds()`."
             )
-        ends = np.isfinite(flat_low) & np.isfinite(flat_high) if known else ()
-        if known and not np.all(np.isfinite(flat_high - flat_low)[ends]):
+        ends = ends[:, np.isfinite(ends).all(axis=0)]
+        with np.errstate(over="ignore"):
+            width = np.diff(ends, axis=0)
+        if not np.all(np.isfinite(width)):
             raise ValueError(
                 f"Expected bounds whose distance is finite in {dtype}, got {flat_low} and "
                 f"{flat_high}. Pass infinite ones where there are none, or parameters in "
