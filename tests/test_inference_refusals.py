@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import trainax_pk as tx
+from trainax_pk.amortized._mcmc import _check_bounds
 
 A, C, G = tx.amortized, tx.configuration, tx.generation
 KEY = jax.random.key(5)
@@ -36,10 +37,8 @@ def _likelihood(shape=(3,)):
     return A.AmortizedLikelihood(head, prior=PRIOR, shape=shape)
 
 
-def _chains(prior, num_samples=8):
-    return A.sample_posterior(
-        _likelihood(), prior, X[0], num_samples, key=KEY, num_chains=4
-    )
+def _chains(prior):
+    return A.sample_posterior(_likelihood(), prior, X[0], 8, key=KEY, num_chains=4)
 
 
 def _train(data, configuration):
@@ -130,9 +129,6 @@ BAD = {
     ),
     "parameters": (
         lambda: _chains(tx.data.BoxUniform([-1.0], [1.0])), r"shapes \(\(2,\),\), got"
-    ),
-    "a draw of each chain": (
-        lambda: _chains(PRIOR, 4), "two draws of each chain.* num_samples=8"
     ),
     "wide bounds": (
         lambda: A.Support(jnp.full(1, -_LARGE), jnp.full(1, _LARGE)),
@@ -248,3 +244,60 @@ def test_an_observation_may_be_one_number():
     model = _of(A.AmortizedPosterior, Length())
     wanted = model.log_prob(THETA[0], jnp.array(0.5))
     assert eqx.tree_equal(model.log_prob(THETA[0], 0.5), wanted)
+
+
+def _box(low, high):
+    return tx.data.BoxUniform([low], [high])
+
+
+def _of_one(prior):
+    head = A.DiagonalGaussian(3, 1, width=4, depth=1, key=KEY)
+    return A.AmortizedLikelihood(head, prior=prior, shape=(3,))
+
+
+WITHIN = {
+    "narrower": (_box(-1.0, 1.0), _box(-0.5, 0.5)),
+    "one end": (_box(-1.0, 1.0), _box(-1.0, 0.5)),
+    "of no bounds": (tx.data.Normal(jnp.zeros(1), 1.0), _box(-1.0, 1.0)),
+    "rounded": (_box(1000.0, 1000.01), _box(1000.0, float(jnp.float32(1000.01)))),
+}
+BEYOND = {
+    "shifted": (_box(-1.0, 1.0), _box(-0.5, 1.5)),
+    "lower": (_box(-1.0, 1.0), _box(-1.001, 0.0)),
+    "without": (_box(-1.0, 1.0), tx.data.Normal(jnp.zeros(1), 1.0)),
+    "small numbers": (_box(0.0, 1e-9), _box(0.0, 1e-8)),
+}
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_a_prior_may_be_narrower_than_that_of_a_likelihood(name):
+    trained_on, prior = WITHIN[name]
+    _check_bounds(_of_one(trained_on).support, prior)
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_a_prior_beyond_the_bounds_of_a_likelihood_is_refused(name):
+    trained_on, prior = BEYOND[name]
+    with pytest.raises(ValueError, match="within the model's bounds"):
+        A.sample_posterior(_of_one(trained_on), prior, X[0], 8, key=KEY, num_chains=4)
+
+
+def test_chains_under_a_bounded_prior_may_be_part_of_a_program():
+    prior = _box(-1.0, 1.0)
+    sample = lambda x: A.sample_posterior(  # noqa: E731
+        _of_one(prior), prior, x, 4, key=KEY, num_chains=4
+    )
+    assert jax.eval_shape(sample, X[0]).samples.shape == (4, 1)
+
+
+@pytest.mark.slow
+def test_chains_stay_within_a_narrower_prior():
+    """One draw of each: there is no R̂ then."""
+    chains = A.sample_posterior(
+        _of_one(_box(-1.0, 1.0)), _box(-0.2, 0.1), X[0], 40, key=KEY, num_chains=40,
+        num_warmup=20, num_candidates=200, max_doublings=3,
+    )  # fmt: skip
+    assert -0.2 < float(chains.samples.min()) < -0.1
+    assert 0.0 < float(chains.samples.max()) < 0.1
+    assert len(jnp.unique(chains.samples)) > 20
+    assert bool(jnp.isnan(chains.r_hat).all())

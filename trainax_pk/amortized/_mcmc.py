@@ -26,7 +26,8 @@ class Chains(eqx.Module):
     Attributes:
         samples: All chains one after another, leaves `(num_chains · n, ...)`.
         r_hat: Potential scale reduction of each parameter, `(d,)`; near 1 where chains
-            agree. Chains in separate modes that do not mix read high.
+            agree. Chains in separate modes that do not mix read high. NaN of one draw of
+            each chain.
         acceptance: Mean acceptance probability.
         num_divergent: Number of divergent transitions after the warm-up.
     """
@@ -60,9 +61,10 @@ def sample_posterior(
 
     Args:
         model: Learned likelihood or ratio.
-        prior: With `sample(key)`, `log_prob(theta)` and the model's bounds.
+        prior: With `sample(key)`, `log_prob(theta)` and the model's bounds, or narrower
+            ones: transitions that meet these count as divergent.
         x: One observation.
-        num_samples: Draws in total, a multiple of `num_chains`; R̂ needs two of each.
+        num_samples: Draws in total, a multiple of `num_chains`.
         key: Key.
         mask: Which entries were observed, for a ratio.
         num_chains: Chains that run side by side.
@@ -74,8 +76,8 @@ def sample_posterior(
         Draws, and what tells whether to trust them.
 
     Raises:
-        ValueError: A model that is neither, a prior without density or of other bounds
-            than the model's, counts out of range, an observed entry that is not finite.
+        ValueError: A model that is neither, a prior without density or with bounds beyond
+            the model's, counts out of range, an observed entry that is not finite.
         ImportError: blackjax is not installed.
 
     Source: Hoffman & Gelman 2014, arXiv:1111.4246.
@@ -118,11 +120,6 @@ def sample_posterior(
             f"Expected `num_samples` to be a multiple of num_chains={num_chains}, got "
             f"{num_samples}. Pass {num_chains * -(-num_samples // num_chains)}."
         )
-    if num_samples == num_chains:
-        raise ValueError(
-            f"Expected at least two draws of each chain, for R̂, got {num_samples} of "
-            f"{num_chains} chains. Pass num_samples={2 * num_chains}, or fewer chains."
-        )
     _check_bounds(model.support, prior)
     blackjax = load("blackjax", "amortized")
     counts = (num_chains, num_warmup, num_samples // num_chains, num_candidates)
@@ -133,7 +130,7 @@ def sample_posterior(
 
 
 def _check_bounds(support: Support, prior: Any) -> None:
-    """A prior that lives where the model was trained, or a ValueError."""
+    """A prior that lives within where the model was trained, or a ValueError."""
     own = support_of(prior)
     if (own.structure, own.shapes) != (support.structure, support.shapes):
         raise ValueError(
@@ -144,13 +141,16 @@ def _check_bounds(support: Support, prior: Any) -> None:
     bounds = [s.value for s in (support.low, own.low, support.high, own.high)]
     if not all(map(is_concrete, bounds)):
         return
-    low, own_low, high, own_high = map(np.asarray, bounds)
+    low, own_low, high, own_high = (np.asarray(x, np.float64) for x in bounds)
     # Nearly: one may have been rounded to another precision.
-    if not (np.allclose(low, own_low) and np.allclose(high, own_high)):
+    finite = np.where(np.isfinite([low, high]), [low, high], 0.0)
+    width = np.where(np.isfinite(high - low), high - low, 0.0)
+    slack = 1e-6 * width[None] + np.finfo(np.float32).eps * np.abs(finite)
+    if np.any((own_low < low - slack[0]) | (own_high > high + slack[1])):
         raise ValueError(
-            f"Expected a prior with the model's bounds {low} and {high}, got {own_low} and "
-            f"{own_high}: outside of them the model tells nothing. Pass the prior that it "
-            "was built with."
+            f"Expected a prior within the model's bounds {bounds[0]} and {bounds[2]}, got "
+            f"{bounds[1]} and {bounds[3]}: outside of them the model tells nothing. Pass "
+            "the prior that it was built with, or a narrower one."
         )
 
 
