@@ -6,6 +6,8 @@ import math
 import os
 import shutil
 import signal
+import sys
+import types
 from typing import Literal
 
 import equinox as eqx
@@ -340,6 +342,13 @@ def test_a_tracker_that_is_not_installed_is_refused_before_compute(
     spec = make({"seed": [0, 1]}, TEXT + "trackers: [wandb]")
     with pytest.raises(ImportError, match=r"trainax_pk\[wandb\]"):
         sweep(spec, tmp_path / "sweep")
+    # Only what trains needs it: a run is built, and reported on, without.
+    built = experiment.build(spec.run)
+    with pytest.raises(ImportError, match=r"trainax_pk\[wandb\]"):
+        built.train()
+    # One that was put there by hand.
+    monkeypatch.setitem(sys.modules, "no_such_package", types.ModuleType("by_hand"))
+    assert cls().check() is None
     # Kinds of the user's need not say what they import.
     assert _tracker_of_ones_own().check() is None
 

@@ -70,11 +70,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _do_run(run: experiment.Run, folder: Path) -> int:
+    progress = sys.stderr.isatty()
     try:
-        built = experiment.build(run, progress=sys.stderr.isatty())
+        _, history, artifact = experiment.train(run, folder, progress=progress)
     except ValueError as error:
         raise _Refused(str(error)) from error
-    _, history, artifact = experiment.train(built, folder)
     _say(f"{int(history.state.step)} updates; {history.program}")
     for name, value in artifact["results"].items():
         _say(f"{name}: {value:.6g}")

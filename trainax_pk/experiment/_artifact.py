@@ -24,7 +24,7 @@ from trainax_pk._files import LocalFiles
 from trainax_pk._rollout import rollout
 from trainax_pk.callback import Context, Validation
 from trainax_pk.data import Samples
-from trainax_pk.experiment._run import Built, Run, build
+from trainax_pk.experiment._run import Built, Run, build, check_trackers
 from trainax_pk.experiment._weights import hash_weights, name_arrays, save_weights
 from trainax_pk.experiment._yaml import RunFileError, read_file
 from trainax_pk.step import TrainState
@@ -54,6 +54,7 @@ def train(
 
     Raises:
         ValueError: As `build`.
+        ImportError: A tracker whose package is not installed.
         RunChanged: The folder holds another run.
 
     Example:
@@ -73,6 +74,7 @@ def train(
         (True, 'cpu')
     """
     folder = Path(run_dir).expanduser().absolute()
+    check_trackers(run.run if isinstance(run, Built) else run)
     began = time.perf_counter()
     built = run if isinstance(run, Built) else build(run, progress=progress)
     described = yaml.safe_dump(built.run.to_data(), sort_keys=False, width=88).encode()

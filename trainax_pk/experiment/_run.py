@@ -221,7 +221,11 @@ class Built(NamedTuple):
 
         Returns:
             The model and the history.
+
+        Raises:
+            ImportError: A tracker whose package is not installed.
         """
+        check_trackers(self.run)
         return self.trainer(self.model, key=self.key, run_dir=run_dir)
 
 
@@ -268,7 +272,6 @@ def build(run: Run, *, progress: bool = False) -> Built:
 
     Raises:
         ValueError: Parts that do not fit each other; float64 without JAX's 64-bit mode.
-        ImportError: A tracker whose package is not installed.
 
     Example:
         >>> from trainax_pk import experiment
@@ -302,8 +305,6 @@ def build_with(
         mesh: The devices; None for one.
         progress: Show a bar.
     """
-    for tracker in run.trackers:
-        tracker.check()
     model_key, key = jax.random.split(jax.random.key(run.seed))
     model = make_model(run, model_key)
     model = getattr(run.model, "fitted", _as_it_is)(model, made.split.train)
@@ -368,6 +369,12 @@ def _num_items(run: Run, made: Made, num_times: int) -> int:
 def _as_it_is(model: Any, train: Any) -> Any:
     del train
     return model
+
+
+def check_trackers(run: Run) -> None:
+    """Refuses a run that is to be trained with a tracker that is not installed."""
+    for tracker in run.trackers:
+        tracker.check()
 
 
 def check_precision(run: Run) -> None:

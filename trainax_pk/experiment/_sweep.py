@@ -17,7 +17,13 @@ from trainax_pk.experiment._artifact import read_artifact, write_artifact
 from trainax_pk.experiment._members import Members
 from trainax_pk.experiment._numbers import can_be_mapped, group_alike
 from trainax_pk.experiment._objective import objective
-from trainax_pk.experiment._run import Made, assemble, build_with, make_data
+from trainax_pk.experiment._run import (
+    Made,
+    assemble,
+    build_with,
+    check_trackers,
+    make_data,
+)
 from trainax_pk.experiment._sweep_spec import HyperSweep, Trial
 
 SWEEP = "sweep.yaml"
@@ -73,6 +79,7 @@ def sweep(
 
     Raises:
         ValueError: Parts that do not fit each other; more devices than there are.
+        ImportError: A tracker whose package is not installed.
         RunChanged: The folder holds another sweep.
         TimeoutError: Another process is at work in it.
         KeyboardInterrupt: SIGINT, after saving; SIGTERM raises SystemExit(143).
@@ -96,6 +103,7 @@ def sweep(
     """
     folder = Path(sweep_dir).expanduser().absolute()
     files, devices = LocalFiles(folder), _devices(num_devices)
+    check_trackers(spec.run)
     with files.locked(0.0):
         _claim(files, spec)
         log, told = _Log(files), []

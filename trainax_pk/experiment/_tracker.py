@@ -2,6 +2,7 @@
 
 import abc
 import importlib.util
+import sys
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -24,7 +25,10 @@ class AbstractTrackerSpec(AbstractSpec):
 
     def check(self) -> None:
         """Refuses a tracker that is not installed: a run would say so at its end."""
-        if self.package and importlib.util.find_spec(self.package[0]) is None:
+        if self.package is None or sys.modules.get(self.package[0]) is not None:
+            # What is imported need have no spec: someone may have put it there by hand.
+            return
+        if importlib.util.find_spec(self.package[0]) is None:
             load(*self.package)
 
     @abc.abstractmethod
