@@ -540,6 +540,36 @@ def test_a_deleted_folder_belongs_to_whoever_came_first(
     assert {"lock", *passing} <= left <= {"lock", "checkpoints", *passing}
 
 
+def test_lines_that_wait_are_not_written_into_the_folder_of_another(
+    tmp_path, monkeypatch
+):
+    run_dir, write, lost = tmp_path / "run", MetricLog._write, []
+
+    def full(log, content):
+        if not lost:
+            raise OSError(28, "No space left on device")
+        write(log, content)
+
+    def look(step, model, batch):
+        if step == 8:
+            lost.append(run_dir.rename(tmp_path / "gone"))
+            run_dir.mkdir()
+            with hold_lock(run_dir / "lock", 0.0, "it", ""):
+                pass
+        return jnp.zeros(())
+
+    monkeypatch.setattr(MetricLog, "_write", full)
+    options = {"log_every": 4, "checkpoints": Policy(every_seconds=None)}
+    watched = make(callbacks=[tx.callback.Function(look, 8, "look")], **options)
+    with (
+        pytest.warns(RuntimeWarning, match="cannot be written to.*No space"),
+        pytest.warns(RuntimeWarning, match=r"lacks its last 3 lines.*another process"),
+        pytest.raises(SaveFailed, match="another process has begun there"),
+    ):
+        watched(linear(), key=KEY, run_dir=run_dir)
+    assert [p.name for p in run_dir.iterdir()] == ["lock"]
+
+
 def test_foreign_folders_among_checkpoints_are_left_alone(trainer, alone, tmp_path):
     for name in ("9999", "²"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)

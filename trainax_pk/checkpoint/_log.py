@@ -108,13 +108,17 @@ class MetricLog:
         """Writes what is pending."""
         self._append(self._take_records())
 
-    def close(self, *, whole: bool) -> None:
+    def close(
+        self, *, whole: bool, guard: Callable[[int], None] = lambda done: None
+    ) -> None:
         """Writes what waits, and says what is lost.
 
         Args:
             whole: Whether what is pending belongs to it, too.
+            guard: Called with the number of updates before that; an OSError it raises
+                is why nothing is written.
         """
-        self._append(self._take_records() if whole else [], ends=True)
+        self._append(self._take_records() if whole else [], ends=True, guard=guard)
         if self._unwritten:
             warnings.warn(
                 f"{self.path} lacks its last {len(self._unwritten)} lines, which could "
@@ -140,11 +144,18 @@ class MetricLog:
                 lines.append((step, {"callback": name, **values}))
         return lines
 
-    def _append(self, lines: list[Line], *, ends: bool = False) -> None:
+    def _append(
+        self,
+        lines: list[Line],
+        *,
+        ends: bool = False,
+        guard: Callable[[int], None] = lambda done: None,
+    ) -> None:
         waited = bool(self._unwritten)
         self._unwritten += [json.dumps({"step": n, **values}) for n, values in lines]
         if self._unwritten:
             try:
+                guard(self.done)
                 self._write("\n".join(self._unwritten).encode() + b"\n")
                 self._unwritten = []
             except OSError as error:

@@ -109,7 +109,7 @@ class Run(AbstractRun):
         traceback: TracebackType | None,
     ) -> None:
         try:
-            self._log.close(whole=kind is None)
+            self._log.close(whole=kind is None, guard=self._keep_hold)
         finally:
             self._stack.__exit__(kind, error, traceback)
         # One that came during the last save: nothing is left to do but to obey.
