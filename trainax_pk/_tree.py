@@ -1,5 +1,6 @@
 """PyTree helpers that JAX and Equinox do not offer, and checks with our messages."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -102,6 +103,20 @@ def check_count(name: str, value: Any, *, minimum: int = 1) -> int:
 def as_int(value: Any) -> Any:
     """NumPy's integers as Python's, for fields; the rest is for `check_count` to judge."""
     return int(value) if isinstance(value, np.integer) else value
+
+
+def as_lengths(value: Any) -> tuple[Any, ...] | None:
+    """Entries of a sequence or of an array of one axis; None of anything else."""
+    if isinstance(value, np.ndarray | jax.Array) and is_concrete(value):
+        return tuple(value.tolist()) if value.ndim == 1 else None
+    return tuple(value) if isinstance(value, Sequence) else None
+
+
+def as_number(value: Any) -> Any:
+    """An array of no axes as a Python number, for fields; the rest stays as it is."""
+    is_scalar = isinstance(value, np.ndarray | np.generic | jax.Array)
+    known = is_scalar and is_concrete(value) and value.ndim == 0
+    return float(value) if known and value.dtype.kind in "iuf" else value
 
 
 def check_flag(name: str, value: Any) -> bool:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from trainax_pk._tree import check_count, check_flag
+from trainax_pk._tree import as_lengths, check_count, check_flag
 from trainax_pk.amortized._head import make_network
 
 
@@ -330,18 +330,29 @@ def with_mask(
 
 def check_seen(x: Array, encoder: Any) -> None:
     """An observation of the encoder's shape, if it has one, or a ValueError."""
-    if x.shape != getattr(encoder, "shape", x.shape):
+    shape = shape_of(encoder)
+    if shape is not None and x.shape != shape:
         raise ValueError(
-            f"Expected an observation of the shape {encoder.shape}, got {x.shape}. Pass "
+            f"Expected an observation of the shape {shape}, got {x.shape}. Pass "
             "one sample (jax.vmap for a batch), or build the encoder for that shape."
         )
 
 
+def shape_of(encoder: Any) -> tuple[int, ...] | None:
+    """Of the observations that an encoder takes; None where it does not tell."""
+    shape = getattr(encoder, "shape", None)
+    return None if shape is None else _lengths(shape)
+
+
+def _lengths(shape: Any) -> tuple[int, ...]:
+    lengths = as_lengths(shape)
+    lengths = (shape,) if lengths is None else lengths
+    return tuple(check_count("shape", length) for length in lengths)
+
+
 def check_shape(shape: Any) -> tuple[int, ...]:
-    """A shape of at least one axis, from a tuple or one length."""
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    for length in shape:
-        check_count("shape", length)
+    """A shape of at least one axis, from a sequence or one length."""
+    shape = _lengths(shape)
     if not shape:
         raise ValueError(
             "Expected observations of at least one axis, got the shape (). Pass (1,)."

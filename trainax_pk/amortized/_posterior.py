@@ -15,6 +15,7 @@ from trainax_pk.amortized._encoder import (
     SetEncoder,
     check_encoder,
     check_seen,
+    shape_of,
 )
 from trainax_pk.amortized._head import AbstractHead
 from trainax_pk.amortized._pairs import as_observation, as_pairs, observed
@@ -347,7 +348,7 @@ def shape_of_scale(encoder: AbstractEncoder) -> tuple[int, ...]:
     """That of the observations an encoder takes, as far as it tells."""
     if isinstance(encoder, SetEncoder):
         return (1, *shape_of_scale(encoder.element))
-    return getattr(encoder, "shape", ())
+    return shape_of(encoder) or ()
 
 
 def check_head(head: Any, num_features: int) -> AbstractHead:
