@@ -1,12 +1,17 @@
 """What is wrong with parts of inference and generation is said before any compute."""
 
+import warnings
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import trainax_pk as tx
+from trainax_pk.amortized._encoder import with_mask
 from trainax_pk.amortized._mcmc import _check_bounds
 
 A, C, G = tx.amortized, tx.configuration, tx.generation
@@ -301,3 +306,54 @@ def test_chains_stay_within_a_narrower_prior():
     assert 0.0 < float(chains.samples.max()) < 0.1
     assert len(jnp.unique(chains.samples)) > 20
     assert bool(jnp.isnan(chains.r_hat).all())
+
+
+class _Own(A.AbstractEncoder):
+    shape: Any = eqx.field(static=True)
+    num_features: int = 3
+    masked: bool = False
+
+    def __call__(self, x, mask):
+        return with_mask(x, mask, self).reshape(-1)
+
+
+@pytest.mark.parametrize(
+    "shape", [3, np.int64(3), [3], range(3, 4), np.array([3]), jnp.array([3])], ids=str
+)
+def test_a_shape_is_any_sequence_of_lengths(shape):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A JAX array is being set as static")
+        own = _Own(shape)
+    model = _of(A.AmortizedRatio, own)
+    assert model.x_scale.shape == (3,)
+    assert model.log_ratio(THETA[0], X[0]).shape == ()
+    with pytest.raises(ValueError, match=r"of the shape \(3,\), got \(2,\)"):
+        model.log_ratio(THETA[0], X[0, :2])
+    built = A.IdentityEncoder(shape).shape
+    assert built == (3,) and type(built[0]) is int
+
+
+@pytest.mark.parametrize("make", [list, np.array, jnp.array])
+def test_lengths_of_likelihoods_and_grids_are_any_sequence(make):
+    shape = _likelihood(make([3])).shape
+    assert shape == (3,) and type(shape[0]) is int
+    fine = G.upsample(COARSE[0], make([8]))
+    assert eqx.tree_equal(fine, G.upsample(COARSE[0], (8,)))
+    space = REGRESSION.scales.space_of(None, make([8]))
+    assert space == (8,) and type(space[0]) is int
+
+
+@pytest.mark.parametrize("make", [np.float32, np.array, jnp.float32])
+def test_a_number_may_be_an_array_of_no_axes(make):
+    parts = {
+        "sigma": C.FieldFlowMatching(sigma=make(0.5)),
+        "time_exponent": C.FlowMatching(time_exponent=make(0.5)),
+        "log_sigma_mean": C.Denoising(log_sigma_mean=make(0.5)),
+        "sigma_data": G.Denoiser(_net, DENOISER.scales, make(0.5)),
+        "sigma_min": G.EDMSampler(sigma_min=make(0.5)),
+        "rho": G.EDMSampler(rho=make(0.5)),
+    }
+    for name, part in parts.items():
+        assert getattr(part, name) == 0.5 and type(getattr(part, name)) is float
+        hash(jax.tree.structure(part))
+    assert G.EDMSampler(churn_range=(make(0.5), make(2))).churn_range == (0.5, 2.0)

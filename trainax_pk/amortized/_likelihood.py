@@ -1,6 +1,7 @@
 """Amortized likelihoods and likelihood ratios."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from trainax_pk._tree import check_count, check_flag
+from trainax_pk._tree import as_lengths, check_count, check_flag
 from trainax_pk.amortized._encoder import (
     AbstractEncoder,
     IdentityEncoder,
@@ -79,7 +80,7 @@ class AmortizedLikelihood(eqx.Module):
         head: AbstractHead,
         *,
         prior: Any,
-        shape: tuple[int, ...],
+        shape: Sequence[int],
         encoder: AbstractEncoder | None = None,
         independent: bool = False,
     ) -> None:
@@ -190,12 +191,13 @@ class AmortizedLikelihood(eqx.Module):
 
 def _checked_shape(shape: Any) -> tuple[int, ...]:
     """The shape of an observation, or a ValueError."""
-    if not isinstance(shape, tuple | list):
+    lengths = as_lengths(shape)
+    if lengths is None:
         raise ValueError(
             f"Expected `shape` to be a tuple, got {shape!r}. Pass that of one observation: "
             f"x.shape[1:] of simulated x, such as (3,)."
         )
-    return tuple(check_count("shape", n) for n in shape)
+    return tuple(check_count("shape", n) for n in lengths)
 
 
 class AmortizedRatio(eqx.Module):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from trainax_pk._tree import check_count
+from trainax_pk._tree import as_number, check_count
 from trainax_pk.amortized._pairs import as_pairs
 from trainax_pk.amortized._training import amortized_nll_loss_fn, check_method
 from trainax_pk.configuration._base import AbstractConfiguration, Aux
@@ -179,8 +179,8 @@ class FlowMatching(AbstractConfiguration):
         ()
     """
 
-    sigma: float = eqx.field(static=True, default=1e-4)
-    time_exponent: float = eqx.field(static=True, default=0.0)
+    sigma: float = eqx.field(static=True, default=1e-4, converter=as_number)
+    time_exponent: float = eqx.field(static=True, default=0.0, converter=as_number)
 
     def __check_init__(self) -> None:
         check_path(self.sigma, self.time_exponent)

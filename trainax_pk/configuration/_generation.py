@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from trainax_pk._tree import check_flag
+from trainax_pk._tree import as_number, check_flag
 from trainax_pk.amortized._training import check_method
 from trainax_pk.configuration._amortized import (
     check_path,
@@ -92,8 +92,8 @@ class Denoising(AbstractFieldConfiguration):
         ()
     """
 
-    log_sigma_mean: float = eqx.field(static=True, default=-0.5)
-    log_sigma_std: float = eqx.field(static=True, default=1.2)
+    log_sigma_mean: float = eqx.field(static=True, default=-0.5, converter=as_number)
+    log_sigma_std: float = eqx.field(static=True, default=1.2, converter=as_number)
 
     def __check_init__(self) -> None:
         numbers = (self.log_sigma_mean, self.log_sigma_std)
@@ -154,8 +154,8 @@ class FieldFlowMatching(AbstractFieldConfiguration):
         ()
     """
 
-    sigma: float = eqx.field(static=True, default=1e-4)
-    time_exponent: float = eqx.field(static=True, default=0.0)
+    sigma: float = eqx.field(static=True, default=1e-4, converter=as_number)
+    time_exponent: float = eqx.field(static=True, default=0.0, converter=as_number)
 
     def __check_init__(self) -> None:
         check_path(self.sigma, self.time_exponent)

@@ -1,5 +1,6 @@
 """Fields that are generated, and what they are generated from."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from trainax_pk._tree import check_count, check_flag, is_concrete
+from trainax_pk._tree import as_lengths, check_count, check_flag, is_concrete
 
 
 class Fields(eqx.Module):
@@ -179,7 +180,7 @@ def coarsen(field: Float[Array, "C *space"], factor: int) -> Float[Array, "C *co
 
 def upsample(
     field: Float[Array, "C *coarse"],
-    space: tuple[int, ...],
+    space: Sequence[int],
     *,
     periodic: bool = True,
 ) -> Float[Array, "C *space"]:
@@ -207,12 +208,14 @@ def upsample(
         [[1.0, 1.0, 3.0, 3.0]]
     """
     check_flag("periodic", periodic)
-    if not isinstance(space, tuple | list):
+    lengths = as_lengths(space)
+    if lengths is None:
         raise ValueError(
             f"Expected `space` to be a tuple of points along each axis, got {space!r}. "
             "Pass for example space=(32, 32)."
         )
-    check_grid("a field", field.shape, tuple(space))
+    space = tuple(check_count("space", n) for n in lengths)
+    check_grid("a field", field.shape, space)
     if not jnp.issubdtype(field.dtype, jnp.floating):
         field = field.astype(jnp.result_type(float))
     for axis, points in enumerate(space, start=1):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from trainax_pk._tree import as_number
 from trainax_pk.generation._scales import FieldScales
 
 
@@ -87,7 +88,7 @@ class Denoiser(AbstractFieldModel):
 
     network: Callable[..., Array]
     scales: FieldScales
-    sigma_data: float = eqx.field(static=True, default=1.0)
+    sigma_data: float = eqx.field(static=True, default=1.0, converter=as_number)
 
     def __check_init__(self) -> None:
         check_positive("sigma_data", self.sigma_data, "It is 1 for standardised data.")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from trainax_pk._tree import check_count
+from trainax_pk._tree import as_number, check_count
 from trainax_pk.generation._models import check_positive, is_number, network_dtype
 
 Field = Callable[[Array, Array], Array]
@@ -79,6 +79,10 @@ class AbstractSampler(eqx.Module):
         return scales.physical(self.carry(model, key, noise, inputs), condition)
 
 
+def _as_range(ends: Any) -> Any:
+    return tuple(map(as_number, ends)) if isinstance(ends, tuple) else ends
+
+
 class EDMSampler(AbstractSampler):
     """Heun's method for dz/dσ = (z − D(z; σ)) / σ from σ_max down to 0.
 
@@ -120,12 +124,14 @@ class EDMSampler(AbstractSampler):
 
     method = "denoise"
     num_steps: int = eqx.field(static=True, default=18)
-    sigma_min: float = eqx.field(static=True, default=0.002)
-    sigma_max: float = eqx.field(static=True, default=80.0)
-    rho: float = eqx.field(static=True, default=7.0)
-    churn: float = eqx.field(static=True, default=0.0)
-    churn_range: tuple[float, float] = eqx.field(static=True, default=(0.0, math.inf))
-    churn_noise: float = eqx.field(static=True, default=1.0)
+    sigma_min: float = eqx.field(static=True, default=0.002, converter=as_number)
+    sigma_max: float = eqx.field(static=True, default=80.0, converter=as_number)
+    rho: float = eqx.field(static=True, default=7.0, converter=as_number)
+    churn: float = eqx.field(static=True, default=0.0, converter=as_number)
+    churn_range: tuple[float, float] = eqx.field(
+        static=True, default=(0.0, math.inf), converter=_as_range
+    )
+    churn_noise: float = eqx.field(static=True, default=1.0, converter=as_number)
 
     def __check_init__(self) -> None:
         check_count("num_steps", self.num_steps)

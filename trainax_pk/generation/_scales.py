@@ -1,5 +1,6 @@
 """Between fields in their own units and what a network sees."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from trainax_pk._tree import check_count, check_flag
+from trainax_pk._tree import as_lengths, check_count, check_flag
 from trainax_pk.amortized._scale import Standardisation, fit_standardisation
 from trainax_pk.generation._fields import as_fields, check_grid, upsample
 
@@ -144,7 +145,7 @@ class FieldScales(eqx.Module):
         return self._base(raw) + self.target_scale.inverse(z)
 
     def space_of(
-        self, condition: PyTree[Array] | None, space: tuple[int, ...] | None
+        self, condition: PyTree[Array] | None, space: Sequence[int] | None
     ) -> tuple[int, ...]:
         """The grid that is asked for; without one the finest of the condition's.
 
@@ -170,12 +171,13 @@ class FieldScales(eqx.Module):
                     "got None. Pass `space`, such as space=(32, 32)."
                 )
             space = max(grids, key=np.prod)
-        if not isinstance(space, tuple | list):
+        lengths = as_lengths(space)
+        if lengths is None:
             raise ValueError(
                 f"Expected `space` to be a tuple of points along each axis, got {space!r}. "
                 f"Pass space=({', '.join([repr(space)] * self.num_axes)},)."
             )
-        space = tuple(check_count("space", n) for n in space)
+        space = tuple(check_count("space", n) for n in lengths)
         if len(space) != self.num_axes:
             raise ValueError(
                 f"Expected `space` of {self.num_axes} axes, as the model has, got "
