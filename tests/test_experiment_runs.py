@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import yaml
 import trainax_pk as tx
 from trainax_pk import experiment
 from trainax_pk.__main__ import main
+from trainax_pk.experiment import _artifact
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = """\
@@ -197,6 +199,69 @@ def test_the_command_line(trained, tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     assert main(["schema"]) == 0
     assert "$defs" in json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [("", "path of a folder, got ''"), ("run[1]", "without the signs"),
+     ("file", "is a file")],
+)  # fmt: skip
+def test_places_that_cannot_hold_a_run_are_refused(
+    place, message, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text(TEXT)
+    run = experiment.read_run(TEXT)
+    # Before anything is made, on disk or else.
+    monkeypatch.setattr(_artifact, "build", None)
+    with pytest.raises(ValueError, match=message):
+        experiment.train(run, place)
+    with pytest.raises(ValueError, match=message):
+        experiment.sweep(experiment.HyperSweep(run=run, fields={"seed": [0]}), place)
+    assert main(["run", "file", "--run-dir", place]) == 2
+    assert message in capsys.readouterr().err
+    assert os.listdir() == ["file"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path, capsys, monkeypatch):
+    (tmp_path / "run.yaml").write_text(TEXT)
+    for error in (PermissionError(13, "Permission denied", "there"),
+                  tx.checkpoint.SaveFailed("the disk is full", 3)):  # fmt: skip
+
+        def refused(*arguments, error=error, **options):
+            raise error
+
+        monkeypatch.setattr(experiment, "train", refused)
+        assert main(["run", str(tmp_path / "run.yaml")]) == 2
+        assert capsys.readouterr().err == f"{error}\n"
+
+
+def test_a_folder_that_is_removed_while_it_trains_ends_whole(trained, tmp_path):
+    _, _, model, history, _ = trained
+    built = experiment.build(experiment.read_run(TEXT))
+
+    class Removes(type(built)):
+        def train(self, folder):
+            shutil.rmtree(folder)
+            folder.mkdir()
+            return model, history
+
+    folder = tmp_path / "run"
+    experiment.train(Removes(*built), folder)
+    assert experiment.read_run(folder / experiment.RUN) == built.run
+    assert (folder / experiment.ARTIFACT).is_file()
+
+
+def test_a_folder_of_another_run_stays_without_a_file(tmp_path):
+    built = experiment.build(experiment.read_run(TEXT))
+
+    class Other(type(built)):
+        def train(self, folder):
+            raise tx.checkpoint.RunChanged("another", ["seed"])
+
+    with pytest.raises(tx.checkpoint.RunChanged):
+        experiment.train(Other(*built), tmp_path)
+    assert not os.listdir(tmp_path)
 
 
 def test_precision_is_asked_for(trained):

@@ -19,7 +19,8 @@ _DONE, _DIFFERENT, _REFUSED, _INTERRUPTED = 0, 1, 2, 130
 # Best trials of a sweep that are printed; the file has all.
 _SHOWN = 10
 _EPILOG = """exit codes: 0 done; 1 a reproduction that differs; 2 a command, file or folder
-that cannot be used, nothing computed; 130 and 143 interrupted, and saved."""
+that cannot be used: nothing computed, or not saved; 130 and 143 interrupted, and
+saved."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,19 +62,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Refused(Exception):
-    """Parts that do not fit each other."""
+    """Parts that do not fit each other, or a folder that cannot be used."""
 
 
 def _run(options: argparse.Namespace) -> int:
     run = _read(options)
-    return _do_run(run, options.run_dir or Path("runs") / options.file.stem)
+    return _do_run(run, _folder(options.run_dir, "runs", options.file))
 
 
-def _do_run(run: experiment.Run, folder: Path) -> int:
+def _folder(given: str | None, above: str, file: Path) -> str | Path:
+    # No Path of what is given: an empty text would be the working directory.
+    return Path(above) / file.stem if given is None else given
+
+
+def _do_run(run: experiment.Run, folder: str | Path) -> int:
     progress = sys.stderr.isatty()
     try:
         _, history, artifact = experiment.train(run, folder, progress=progress)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise _Refused(str(error)) from error
     _say(f"{int(history.state.step)} updates; {history.program}")
     for name, value in artifact["results"].items():
@@ -102,26 +108,26 @@ def _schema(options: argparse.Namespace) -> int:
 def _sweep(options: argparse.Namespace) -> int:
     spec = experiment.read_sweep(options.file, options.fields)
     _set_precision(spec.run)
-    folder = options.sweep_dir or Path("sweeps") / options.file.stem
+    folder = _folder(options.sweep_dir, "sweeps", options.file)
     return _do_sweep(spec, folder, options.num_devices)
 
 
 def _do_sweep(
-    spec: experiment.HyperSweep, folder: Path, num_devices: int | None = None
+    spec: experiment.HyperSweep, folder: str | Path, num_devices: int | None = None
 ) -> int:
     progress = sys.stderr.isatty()
     try:
         ranked = experiment.sweep(
             spec, folder, num_devices=num_devices, progress=progress
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise _Refused(str(error)) from error
     for place, trial in enumerate(ranked[:_SHOWN], 1):
         fields = ", ".join(f"{name}={value}" for name, value in trial.fields.items())
         _say(f"{place}. {trial.value:.6g}  {trial.status}  {fields}")
     counts = Counter(trial.status for trial in ranked)
     _say(", ".join(f"{n} {status}" for status, n in counts.items()))
-    _say(str(folder / experiment.RANKING))
+    _say(str(Path(folder) / experiment.RANKING))
     return _DONE
 
 
@@ -210,11 +216,11 @@ def _parser() -> argparse.ArgumentParser:
         return one
 
     run = add("run", _run, "Train what a file describes; go on where it was cut off.")
-    run.add_argument("--run-dir", type=Path, help="by default runs/NAME OF THE FILE")
+    run.add_argument("--run-dir", help="by default runs/NAME OF THE FILE")
     validate = add("validate", _validate, "Check a file; compute nothing.")
     show = add("show", _show, "Print a file with every field written out.")
     sweep = add("sweep", _sweep, "Train the trials that a file describes, rank them.")
-    sweep.add_argument("--sweep-dir", type=Path, help="by default sweeps/FILE'S NAME")
+    sweep.add_argument("--sweep-dir", help="by default sweeps/FILE'S NAME")
     bench = add("bench", _bench, "Measure parts of a run.")
     bench.add_argument("what", choices=["adjoints"], help="gradients under adjoints")
     for one in (run, validate, show, sweep, bench):

@@ -23,6 +23,8 @@ import trainax_pk.metrics as metrics
 from trainax_pk._files import LocalFiles
 from trainax_pk._rollout import rollout
 from trainax_pk.callback import Context, Validation
+from trainax_pk.checkpoint import RunChanged
+from trainax_pk.checkpoint._folder import check_place
 from trainax_pk.data import Samples
 from trainax_pk.experiment._run import Built, Run, build, check_trackers
 from trainax_pk.experiment._weights import hash_weights, name_arrays, save_weights
@@ -53,7 +55,7 @@ def train(
         The model, the history, and the artifact as data.
 
     Raises:
-        ValueError: As `build`.
+        ValueError: As `build`; no path of a folder.
         ImportError: A tracker whose package is not installed.
         RunChanged: The folder holds another run.
 
@@ -73,17 +75,24 @@ def train(
         >>> same.is_identical, artifact["backend"]
         (True, 'cpu')
     """
-    folder = Path(run_dir).expanduser().absolute()
+    folder = check_place("run_dir", run_dir)
     check_trackers(run.run if isinstance(run, Built) else run)
     began = time.perf_counter()
     built = run if isinstance(run, Built) else build(run, progress=progress)
     described = yaml.safe_dump(built.run.to_data(), sort_keys=False, width=88).encode()
     files = LocalFiles(folder)
-    if files.size(RUN) is None:
+    if is_new := files.size(RUN) is None:
         files.write(RUN, described)
-    model, history = built.train(folder)
-    if files.read(RUN) != described:
-        # Longer than it was begun with, say: the trainer has let it pass.
+    try:
+        model, history = built.train(folder)
+    except RunChanged:
+        if is_new:
+            # The folder is another run's, which came without a file.
+            files.remove(RUN)
+        raise
+    if files.size(RUN) is None or files.read(RUN) != described:
+        # Longer than it was begun with, say: the trainer has let it pass. Or someone has
+        # removed the folder meanwhile, and the trainer has made it again.
         files.write(RUN, described)
     seconds = time.perf_counter() - began
     kept = read_artifact(folder) if (folder / ARTIFACT).is_file() else None

@@ -13,6 +13,7 @@ import yaml
 from trainax_pk._files import LocalFiles
 from trainax_pk._tree import check_count
 from trainax_pk.checkpoint import RunChanged
+from trainax_pk.checkpoint._folder import check_place
 from trainax_pk.experiment._artifact import read_artifact, write_artifact
 from trainax_pk.experiment._members import Members
 from trainax_pk.experiment._numbers import can_be_mapped, group_alike
@@ -78,7 +79,8 @@ def sweep(
         pruned, then those that failed.
 
     Raises:
-        ValueError: Parts that do not fit each other; more devices than there are.
+        ValueError: Parts that do not fit each other; more devices than there are; no path
+            of a folder.
         ImportError: A tracker whose package is not installed.
         RunChanged: The folder holds another sweep.
         TimeoutError: Another process is at work in it.
@@ -101,7 +103,7 @@ def sweep(
         >>> len(ranked), ranked[0].fields["optimizer.learning_rate"]
         (4, 0.01)
     """
-    folder = Path(sweep_dir).expanduser().absolute()
+    folder = check_place("sweep_dir", sweep_dir)
     files, devices = LocalFiles(folder), _devices(num_devices)
     check_trackers(spec.run)
     with files.locked(0.0):
