@@ -1,5 +1,7 @@
 """Optimizers that make of a finite gradient what is not: seen at once, and never kept."""
 
+from types import SimpleNamespace
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -210,6 +212,36 @@ def test_norms_that_overflow_are_no_failure_of_members():
     assert jnp.isinf(history.grad_norm).all() and jnp.isfinite(history.loss).all()
     alone, _ = trainer(jax.tree.map(lambda x: x[1], models), key=keys[1])
     np.testing.assert_allclose(trained.weight[1], alone.weight, rtol=1e-12)
+
+
+def test_a_step_that_is_guarded_already_does_not_run_once_more(monkeypatch):
+    def step(state, batch):
+        return state, SimpleNamespace(loss=jnp.ones(()), grad_norm=jnp.asarray(jnp.inf))
+
+    made = make(optax.sgd(1e-2))
+    engine = tx.engine.Engine(
+        step,
+        tx.engine.make_feed(made.windows),
+        num_updates=4,
+        program="scan",
+        raises=True,
+    )
+    engine.vmapped, calls = True, []
+    members = engine._programs.members
+
+    def counting(*args):
+        calls.append(args)
+        return members(*args)
+
+    monkeypatch.setattr(engine._programs, "members", counting)
+
+    def run(key):
+        state = tx.TrainState.create(linear(), optax.sgd(1e-2), key=key)
+        return engine.run(state, tx.data.ShuffledOrder(8, 2, key), 0, 4, 4)
+
+    with pytest.raises(FloatingPointError, match="member 0 at update 0"):
+        eqx.filter_vmap(run)(jax.random.split(KEY, 2))
+    assert len(calls) == 1
 
 
 def test_parameters_that_no_replay_explains_are_named(monkeypatch):

@@ -331,7 +331,8 @@ class Engine:
         family = "loop" if rest[-1] == 1 else "scan"
         if self._raises:
             records, chunk = out[1], rest[1:3]
-            if only_norms_overflow(records, *chunk[1:]):
+            differs = self._steps[0] is not self._steps[1]
+            if differs and only_norms_overflow(records, *chunk[1:]):
                 # Of large but finite gradients: that is no failure. The guarded step
                 # takes norms that overflow no earlier than they have to.
                 records = self._in_jit.members(family, axes, state, *rest)[1]
