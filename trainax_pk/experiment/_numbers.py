@@ -83,7 +83,12 @@ def can_be_mapped(trial: Trial, made: Made, built: Built) -> bool:
     try:
         jax.eval_shape(update, numbers)
         # Networks of other frameworks may draw their weights by a seed that is a number.
-        eqx.filter_vmap(lambda key: make_model(run, key))(built.key[None])
+        make = eqx.filter_vmap(lambda key: make_model(run, key))
+        try:
+            eqx.filter_eval_shape(make, built.key[None])
+        except TypeError:
+            # Some read numbers that are no function of the key: they have to be made.
+            make(built.key[None])
     except (TypeError, ValueError):
         # JAX's own errors of this are TypeErrors; checks of a number raise either. What
         # is wrong for another reason says so when the trial trains by itself.
