@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import types
 from typing import Literal
 
@@ -18,10 +19,11 @@ import yaml
 
 from trainax_pk import experiment
 from trainax_pk.__main__ import command, main
-from trainax_pk.experiment import _members, _spec, _sweep
+from trainax_pk.experiment import _members, _numbers, _spec, _sweep
 from trainax_pk.experiment._numbers import can_be_mapped, group_alike
 from trainax_pk.experiment._run import build_with, make_data
 from trainax_pk.experiment._sampler import Uniform
+from trainax_pk.experiment._saved import read_arrays
 
 TEXT = """\
 precision: float64
@@ -396,6 +398,54 @@ def test_a_model_whose_weights_cannot_be_mapped_is_noticed(monkeypatch):
     trial = make({RATE: [1e-3, 1e-2]}, text).trials([])[0]
     made = make_data(trial.run)
     assert not can_be_mapped(trial, made, build_with(trial.run, made))
+
+
+def test_whether_models_can_be_mapped_is_asked_without_making_them(monkeypatch):
+    trial = make({RATE: [1e-3, 1e-2]}).trials([])[0]
+    made = make_data(trial.run)
+    built = build_with(trial.run, made)
+
+    def makes(run, key):
+        data = jax.random.key_data(key)
+        form = jax.ShapeDtypeStruct(data.shape, data.dtype)
+        return jax.pure_callback(lambda x: 1 / 0, form, data, vmap_method="sequential")
+
+    def reads_constants(run, key):
+        return float(jax.numpy.sqrt(4.0)) * jax.random.normal(key, (2,))
+
+    for function in (makes, reads_constants):
+        monkeypatch.setattr(_numbers, "make_model", function)
+        assert can_be_mapped(trial, made, built)
+
+
+def test_a_save_from_another_thread_is_of_one_update(tmp_path):
+    members = object.__new__(_members.Members)
+    states = [({"w": np.full(2, n)}, {"loss": np.zeros((1, n))}) for n in (2, 5)]
+    members.trials, members.failed, members.done = [], {}, 2
+    members._seconds, members._program, members._records = 0.0, "", []
+    members._state, members._series = states[0][0], [states[0][1]]
+    members._file, members._raises = tmp_path / "file", False
+    members._whole = threading.Lock()
+    members._engine = types.SimpleNamespace(describe=lambda: "")
+    members._run = lambda *_: (states[1][0], {"loss": np.zeros((1, 3))})
+    parts, begun, ended = members._parts, threading.Event(), threading.Event()
+
+    def slowly():
+        begun.set()
+        ended.wait(0.2)
+        return parts()
+
+    members._parts = slowly
+    saver = threading.Thread(target=members.save)
+    saver.start()
+    begun.wait()
+    members._chunk_of(3, 1)
+    ended.set()
+    saver.join()
+    found = read_arrays(members._file)
+    assert members.done == 5 and json.loads(found.note)["done"] == 2
+    assert found.arrays["['state']['w']"][0] == 2
+    assert found.arrays["['series']['loss']"].shape == (1, 2)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ class Members:
         self._records: list[tuple[int, dict[str, Any]]] = []
         self._file = file
         self._seconds, self._saved = 0.0, time.monotonic()
-        self._saving = threading.Lock()
+        self._whole = threading.Lock()
         self._program = ""
         self._states: list[TrainState] | None = None
         self._raises = self._base.training.nonfinite == "raise"
@@ -176,15 +176,16 @@ class Members:
 
     def save(self) -> None:
         """Writes where training stands; in another thread if this one is deaf."""
-        facts = {
-            "trials": [t.number for t in self.trials],
-            "failed": self.failed,
-            "done": self.done,
-            "seconds": self._seconds,
-            "program": self._program,
-            "records": [[step, sorted(values)] for step, values in self._records],
-        }
-        with self._saving:
+        # Facts and arrays of the same update: chunks end in the main thread.
+        with self._whole:
+            facts = {
+                "trials": [t.number for t in self.trials],
+                "failed": self.failed,
+                "done": self.done,
+                "seconds": self._seconds,
+                "program": self._program,
+                "records": [[step, sorted(values)] for step, values in self._records],
+            }
             save_arrays(self._file, self._parts(), json.dumps(facts))
         self._saved = time.monotonic()
 
@@ -301,13 +302,13 @@ class Members:
         except FloatingPointError:
             engine = self._apart
             state, records = self._run(engine, count, size)
-        # Waited for first: who saves meanwhile finds what belongs together.
         records = jax.device_get(records)
-        self._state, self._program = state, engine.describe()
-        self._series.append(records)
-        self.done += count
-        if self._raises:
-            self._note_failures(records["loss"], count)
+        with self._whole:
+            self._state, self._program = state, engine.describe()
+            self._series.append(records)
+            self.done += count
+            if self._raises:
+                self._note_failures(records["loss"], count)
 
     def _note_failures(self, loss: np.ndarray, count: int) -> None:
         finite = np.isfinite(loss).all(axis=1) & finite_rows(self._state.params)
