@@ -268,6 +268,29 @@ def test_what_can_train_together():
     assert len(group_alike(make(kinds).trials([]))) == 4
 
 
+def test_two_devices_train_what_one_does(tmp_path, together, monkeypatch):
+    folder, _, ranked = together
+    save, seen = _members.Members.save, set()
+
+    def spy(self):
+        leaf = jax.tree.leaves(self._state.params)[0]
+        seen.add(len(leaf.sharding.device_set))
+        save(self)
+
+    monkeypatch.setattr(_members.Members, "save", spy)
+    few = FIELDS | {"seed": [3], "configuration.time_level_weights.1": [0.9]}
+    # One by one: programs of fewer updates take less to compile.
+    text = TEXT.replace("scan", "loop")
+    shared = experiment.sweep(make(few, text), tmp_path, num_devices=2)
+    assert len(shared) == 2 and seen == {2}
+    for found in shared:
+        (same,) = (r for r in ranked if r.fields == found.fields)
+        np.testing.assert_allclose(found.value, same.value, rtol=1e-9)
+        ours, theirs = weights(tmp_path, found.trial), weights(folder, same.trial)
+        for a, b in zip(ours.layers, theirs.layers, strict=True):
+            np.testing.assert_allclose(a.weight, b.weight, rtol=1e-9)
+
+
 @pytest.mark.slow
 def test_devices_share_the_trials_that_train_together(tmp_path, monkeypatch):
     seen, save = [], _members.Members.save
