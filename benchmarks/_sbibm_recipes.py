@@ -226,6 +226,6 @@ RECIPES = {
     "lotka_volterra": Recipe(
         "NPE",
         {"spline": Candidate(npe(SPLINE)), "affine": Candidate(npe(AFFINE))},
-        ONE,
+        dict.fromkeys((1000, 10_000, 100_000), 5),
     ),
 }
