@@ -8,7 +8,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
+from typing import Any
 
 _log = logging.getLogger("trainax_pk")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -67,12 +68,7 @@ class Interrupts:
             self._listen()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: Any) -> None:
         self.obeyed.set()
         if self._pipe is not None and self._listener is not None:
             signal.set_wakeup_fd(-1)

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -102,18 +101,13 @@ class Run(AbstractRun):
         self._began = self._saved_at = time.monotonic()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: Any) -> None:
         try:
-            self._log.close(whole=kind is None, guard=self._keep_hold)
+            self._log.close(whole=raised[0] is None, guard=self._keep_hold)
         finally:
-            self._stack.__exit__(kind, error, traceback)
+            self._stack.__exit__(*raised)
         # One that came during the last save: nothing is left to do but to obey.
-        if kind is None and self._interrupts.received is not None:
+        if raised[0] is None and self._interrupts.received is not None:
             raise self._interrupts.end()
 
     def restore(self, state: PyTree[Any]) -> Checkpoint | None:

@@ -5,7 +5,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from numbers import Real
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from jaxtyping import PyTree
@@ -90,12 +89,7 @@ class AbstractRun(abc.ABC):
         """Begins to hold what the run needs."""
 
     @abc.abstractmethod
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: Any) -> None:
         """Lets go of it."""
 
     @abc.abstractmethod
@@ -163,13 +157,8 @@ class NoRun(AbstractRun):
     def __enter__(self) -> "NoRun":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        del kind, error, traceback
+    def __exit__(self, *raised: Any) -> None:
+        del raised
 
     def restore(self, state: PyTree[Any]) -> None:
         """Nothing."""

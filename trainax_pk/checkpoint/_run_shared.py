@@ -3,7 +3,6 @@
 import signal
 import zlib
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any
 
 from jaxtyping import PyTree
@@ -37,14 +36,9 @@ class SharedRun(AbstractRun):
         self._together(own.__enter__)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: Any) -> None:
         own = self.run if self.team.leads else self._interrupts
-        own.__exit__(kind, error, traceback)
+        own.__exit__(*raised)
 
     def restore(self, state: PyTree[Any]) -> Checkpoint | None:
         """The checkpoint that the process which leads has chosen, read by all."""
