@@ -23,16 +23,15 @@ from trainax_pk.solver._fixed_point import (
     solve_4dvarnet_2d_fixedpoint,
 )
 from trainax_pk.solver._four_d_var import strong_4dvar, weak_4dvar
-from trainax_pk.solver._four_d_var_net import (
-    FourDVarNet1D,
-    FourDVarNet2D,
+from trainax_pk.solver._four_d_var_net import FourDVarNet1D, FourDVarNet2D
+from trainax_pk.solver._linear_interpolation import linear_interpolation
+from trainax_pk.solver._losses import reconstruction_loss
+from trainax_pk.solver._modulated_steps import (
     one_step_solve_4dvarnet_1d,
     one_step_solve_4dvarnet_2d,
     solve_4dvarnet_1d,
     solve_4dvarnet_2d,
 )
-from trainax_pk.solver._linear_interpolation import linear_interpolation
-from trainax_pk.solver._losses import reconstruction_loss
 from trainax_pk.solver._modulator import (
     AbstractGradMod,
     GradientDescent,
@@ -40,12 +39,14 @@ from trainax_pk.solver._modulator import (
     rms_scale,
 )
 from trainax_pk.solver._optimal_interpolation import optimal_interpolation
+from trainax_pk.solver._preconditioner import AbstractPreconditioner, GaussNewton
 from trainax_pk.solver._prior import AbstractPrior, DynamicalPrior, IdentityPrior
 from trainax_pk.solver._training import eval_step, train_loss_fn, train_step
 from trainax_pk.solver._windows import Analysis
 
 __all__ = [
     "AbstractGradMod",
+    "AbstractPreconditioner",
     "AbstractPrior",
     "Analysis",
     "AnalysisStep",
@@ -62,6 +63,7 @@ __all__ = [
     "FixedPoint",
     "FourDVarNet1D",
     "FourDVarNet2D",
+    "GaussNewton",
     "GradientDescent",
     "IdentityPrior",
     "LSTMState1D",

@@ -54,7 +54,20 @@ class BlockTridiagonal(lx.AbstractLinearSolver):
                 f"Expected a system in one array (num_times, *state), got {structure}. "
                 "Use another linear solver for other unknowns."
             )
-        return _factorise(*_blocks(operator, structure))
+        return self.factorise(*_blocks(operator, structure))
+
+    def factorise(
+        self,
+        diagonal: Float[Array, "num_times n n"],
+        below: Float[Array, "num_times-1 n n"],
+    ) -> _Factors:
+        """The `state` of `lineax.linear_solve` from blocks that are known.
+
+        Args:
+            diagonal: Blocks (t, t).
+            below: Blocks (t + 1, t).
+        """
+        return _factorise(diagonal, below)
 
     def compute(self, state: _Factors, vector: Array, options: dict[str, Any]) -> Any:
         """Substitution forward, then backward."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from trainax_pk._tree import check_count, check_flag
+from trainax_pk.solver._cost import Weight
 from trainax_pk.solver._layers import (
     Along,
     Convolution,
@@ -17,9 +18,9 @@ from trainax_pk.solver._layers import (
     check_padding,
     make_layout,
 )
-from trainax_pk.solver._modulator import AbstractGradMod, rms_scale
+from trainax_pk.solver._modulator import AbstractGradMod, positive_factor, rms_scale
 
-Normalise = Literal["first", "each"]
+Normalise = Literal["first", "each", "none"]
 
 
 class LSTMState1D(eqx.Module):
@@ -108,9 +109,11 @@ class ConvLSTMCell(eqx.Module):
 class ConvLSTMGradMod1D(AbstractGradMod):
     """Learned steps for states `(T, N)` from a convolutional LSTM.
 
-    g = ∇U / s, (h, c) = ConvLSTM([g, x], h, c), δ = W h: W maps channels alone. s is the
-    root mean square of the sample's gradient, by default that of the first step, so that
-    later gradients tell how far the solve has come.
+    g = ∇U / s, (h, c) = ConvLSTM([g, x], h, c), δ = η ∇U + W h: W maps channels alone.
+    s is the root mean square of the sample's gradient, by default that of the first step,
+    so that later gradients tell how far the solve has come. The direct path η ∇U is left
+    out unless `direct` gives it; beside a preconditioner, whose directions are steps in
+    themselves, take `direct=1.0, normalise="none"`.
 
     Along "time", points are times and variables are channels. Along "space", points are
     the variables (a ring: padding "periodic") and times are channels. Along "both",
@@ -128,8 +131,9 @@ class ConvLSTMGradMod1D(AbstractGradMod):
         out: W.
         layout: Which axes are points.
         num_channels: Number of channels.
-        normalise: "first" or "each".
+        normalise: "first", "each" or "none".
         with_state: Whether the LSTM sees x beside the gradient.
+        direct: η, learned and kept positive, or None.
 
     Raises:
         ValueError: An even kernel, an unknown border, `along` or `normalise`, a count
@@ -155,6 +159,7 @@ class ConvLSTMGradMod1D(AbstractGradMod):
     num_channels: int = eqx.field(static=True)
     normalise: str = eqx.field(static=True)
     with_state: bool = eqx.field(static=True)
+    direct: Weight | None
 
     def __init__(
         self,
@@ -167,6 +172,7 @@ class ConvLSTMGradMod1D(AbstractGradMod):
         patch: int | tuple[int, ...] = 1,
         normalise: Normalise = "first",
         with_state: bool = True,
+        direct: float | None = None,
         key: PRNGKeyArray,
     ) -> None:
         """Random weights.
@@ -179,13 +185,17 @@ class ConvLSTMGradMod1D(AbstractGradMod):
             padding: "zero" or "periodic", or one for each axis.
             patch: Neighbours that are one point, or one number for each axis.
             normalise: Divide by the root mean square of the "first" gradient of a
-                solve, or of "each".
+                solve, of "each", or do not ("none").
             with_state: Show x to the LSTM; states should be of order 1 then.
+            direct: η > 0 before training, or None for no direct path.
             key: Key of the weights.
         """
         self.layout = make_layout(along, 2, num_channels, patch)
         self.num_channels = num_channels
         self.normalise, self.with_state = _check_input(normalise, with_state)
+        self.direct = (
+            None if direct is None else positive_factor("direct", direct, learned=True)
+        )
         self.cell, self.out = _layers(
             self.layout, num_channels, hidden_dim, kernel_size, padding,
             with_state, key,
@@ -214,8 +224,9 @@ class ConvLSTMGradMod2D(AbstractGradMod):
         out: Map from its channels.
         layout: Which axes are points.
         num_channels: Number of channels.
-        normalise: "first" or "each".
+        normalise: "first", "each" or "none".
         with_state: Whether the LSTM sees x beside the gradient.
+        direct: η, learned and kept positive, or None.
 
     Raises:
         ValueError: As `ConvLSTMGradMod1D`.
@@ -236,6 +247,7 @@ class ConvLSTMGradMod2D(AbstractGradMod):
     num_channels: int = eqx.field(static=True)
     normalise: str = eqx.field(static=True)
     with_state: bool = eqx.field(static=True)
+    direct: Weight | None
 
     def __init__(
         self,
@@ -248,6 +260,7 @@ class ConvLSTMGradMod2D(AbstractGradMod):
         patch: int | tuple[int, ...] = 1,
         normalise: Normalise = "first",
         with_state: bool = True,
+        direct: float | None = None,
         key: PRNGKeyArray,
     ) -> None:
         """Random weights.
@@ -261,11 +274,15 @@ class ConvLSTMGradMod2D(AbstractGradMod):
             patch: Neighbours that are one point, or one number for each axis.
             normalise: As for `ConvLSTMGradMod1D`.
             with_state: Show x to the LSTM; states should be of order 1 then.
+            direct: As for `ConvLSTMGradMod1D`.
             key: Key of the weights.
         """
         self.layout = make_layout(along, 3, num_channels, patch)
         self.num_channels = num_channels
         self.normalise, self.with_state = _check_input(normalise, with_state)
+        self.direct = (
+            None if direct is None else positive_factor("direct", direct, learned=True)
+        )
         self.cell, self.out = _layers(
             self.layout, num_channels, hidden_dim, kernel_size, padding,
             with_state, key,
@@ -287,10 +304,10 @@ class ConvLSTMGradMod2D(AbstractGradMod):
 
 
 def _check_input(normalise: Any, with_state: Any) -> tuple[str, bool]:
-    if normalise not in ("first", "each"):
+    if normalise not in ("first", "each", "none"):
         raise ValueError(
-            f"Expected `normalise` to be 'first' or 'each', got {normalise!r}. Choose "
-            "the gradient whose root mean square is divided by."
+            f"Expected `normalise` to be 'first', 'each' or 'none', got {normalise!r}. "
+            "Choose the gradient whose root mean square is divided by."
         )
     return normalise, check_flag("with_state", with_state)
 
@@ -327,7 +344,10 @@ def _empty(modulator: Any, x: Array) -> tuple[Array, Array, Array]:
 def _modulate(
     modulator: Any, gradient: Array, x: Array, state: Any
 ) -> tuple[Array, tuple[Array, Array, Array]]:
-    scale = rms_scale(gradient)
+    if modulator.normalise == "none":
+        scale = jnp.ones_like(state.scale)
+    else:
+        scale = rms_scale(gradient)
     if modulator.normalise == "first":
         # Only before the first step is the scale 0.
         scale = jnp.where(state.scale == 0, scale, state.scale)
@@ -336,4 +356,6 @@ def _modulate(
         seen = jnp.concatenate([seen, modulator.layout.points(x)], axis=-1)
     hidden, cell = modulator.cell(seen, state.hidden, state.cell)
     step = modulator.layout.state(modulator.out(hidden))
+    if modulator.direct is not None:
+        step = modulator.direct.value() * gradient + step
     return step.astype(gradient.dtype), (hidden, cell, scale)

@@ -1,13 +1,14 @@
 """The variational cost: how far a state is from the observations and from the prior."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from trainax_pk._tree import check_flag
@@ -17,43 +18,88 @@ from trainax_pk.solver._prior import check_prior
 class Weight(eqx.Module):
     """A number that training leaves alone, or a positive one that it learns.
 
+    Or one number for each step of a solver, all positive: `at(n)` is that of step n,
+    `value()` that of the last.
+
     Attributes:
-        fixed: The number, or None.
+        fixed: The number or numbers, or None.
         logarithm: What is learned, or None.
 
     Raises:
-        ValueError: A negative or infinite number; 0 where it is to be learned.
+        ValueError: A negative or infinite number; 0 where it is to be learned or where
+            there is one for each step.
 
     Example:
         >>> from trainax_pk.solver import Weight
         >>> round(float(Weight(0.5, learned=True).value()), 6)
         0.5
+        >>> rising = Weight([1.0, 10.0])
+        >>> round(float(rising.at(0).value()), 6), rising.value(), rising.num_steps
+        (1.0, 10.0, 2)
     """
 
-    fixed: float | None = eqx.field(static=True)
-    logarithm: Float[Array, ""] | None
+    fixed: float | tuple[float, ...] | None = eqx.field(static=True)
+    logarithm: Float[Array, "..."] | None
 
     def __init__(
-        self, value: float, *, learned: bool = False, name: str = "weight"
+        self,
+        value: float | Sequence[float],
+        *,
+        learned: bool = False,
+        name: str = "weight",
     ) -> None:
         check_flag("learned", learned)
-        is_number = isinstance(value, Real) and not isinstance(value, bool)
-        if not is_number or not (math.isfinite(value) and value >= 0):
+        numbers = _numbers(value, name)
+        several = np.ndim(value) == 1
+        if (learned or several) and 0 in numbers:
             raise ValueError(
-                f"Expected `{name}` to be a finite number >= 0, got {value!r}. Pass a "
-                "Python float."
+                f"Expected `{name}` > 0 where it is learned or changes from step to "
+                f"step, got {value!r}: it is kept positive by its logarithm. Start from "
+                "a small number."
             )
-        if learned and value == 0:
-            raise ValueError(
-                f"Expected `{name}` > 0 where it is learned, got 0: it is kept positive "
-                "by its logarithm. Start from a small number."
-            )
-        self.fixed = None if learned else float(value)
-        self.logarithm = jnp.log(jnp.asarray(float(value))) if learned else None
+        fixed = numbers if several else numbers[0]
+        self.fixed = None if learned else fixed
+        self.logarithm = jnp.log(jnp.asarray(fixed)) if learned else None
+
+    @property
+    def num_steps(self) -> int | None:
+        """How many steps there are numbers for; None for one number."""
+        if self.logarithm is None:
+            return len(self.fixed) if isinstance(self.fixed, tuple) else None
+        return self.logarithm.shape[0] if self.logarithm.ndim else None
 
     def value(self) -> Any:
         """The number: a Python float, or a positive array."""
-        return self.fixed if self.logarithm is None else jnp.exp(self.logarithm)
+        if self.logarithm is None:
+            return self.fixed[-1] if isinstance(self.fixed, tuple) else self.fixed
+        return jnp.exp(self.logarithm[-1] if self.logarithm.ndim else self.logarithm)
+
+    def at(self, step: int | Array) -> "Weight":
+        """The weight of a step; itself where there is one number."""
+        if self.num_steps is None:
+            return self
+        logarithms = (
+            jnp.log(jnp.asarray(self.fixed))
+            if self.logarithm is None
+            else self.logarithm
+        )
+        one = Weight(1.0, learned=True)
+        return eqx.tree_at(lambda w: w.logarithm, one, logarithms[step])
+
+
+def _numbers(value: Any, name: str) -> tuple[float, ...]:
+    one = isinstance(value, Real)
+    several = not one and not isinstance(value, str) and np.ndim(value) == 1
+    numbers = (value,) if one else tuple(value) if several else ()
+    if not numbers or not all(
+        isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v) and v >= 0
+        for v in numbers
+    ):
+        raise ValueError(
+            f"Expected `{name}` to be a finite number >= 0, or one for each step, got "
+            f"{value!r}. Pass a Python float or a list of them."
+        )
+    return tuple(float(v) for v in numbers)
 
 
 class VariationalCost(eqx.Module):
@@ -64,6 +110,11 @@ class VariationalCost(eqx.Module):
     negative log posterior up to a constant.
 
     What stands in y where m does not hold is never read.
+
+    A weight may be given for each step of a solver: prior weights that rise make a cost
+    that is smooth at first and tight at last, whose good minima are found from further
+    away (graduated, Blake and Zisserman 1987). `at(n)` is the cost of step n; called
+    itself, the cost is that of the last.
 
     Attributes:
         prior: Φ, any function of one state.
@@ -96,8 +147,8 @@ class VariationalCost(eqx.Module):
         prior: Callable[[Array], Array],
         observation: Callable[[Array], Array] | None = None,
         *,
-        observation_weight: float = 1.0,
-        prior_weight: float = 1.0,
+        observation_weight: float | Sequence[float] = 1.0,
+        prior_weight: float | Sequence[float] = 1.0,
         learn_weights: bool = False,
     ) -> None:
         """Checks and keeps.
@@ -105,8 +156,8 @@ class VariationalCost(eqx.Module):
         Args:
             prior: Φ.
             observation: H.
-            observation_weight: w_o >= 0.
-            prior_weight: w_p >= 0.
+            observation_weight: w_o >= 0, or a positive number for each step.
+            prior_weight: w_p >= 0, or a positive number for each step.
             learn_weights: Train the logarithms of both weights.
         """
         self.prior = check_prior(prior)
@@ -122,6 +173,13 @@ class VariationalCost(eqx.Module):
         self.prior_weight = Weight(
             prior_weight, learned=learn_weights, name="prior_weight"
         )
+        counts = self.observation_weight.num_steps, self.prior_weight.num_steps
+        if None not in counts and counts[0] != counts[1]:
+            raise ValueError(
+                f"Expected as many observation weights as prior weights where both "
+                f"change from step to step, got {counts[0]} and {counts[1]}. Pass one "
+                "number for each step of the solver, or one for all."
+            )
 
     def __call__(
         self,
@@ -130,6 +188,18 @@ class VariationalCost(eqx.Module):
         mask: Bool[Array, "..."],
     ) -> Float[Array, ""]:
         """U(x)."""
+        misfit, departure = self.parts(x, y, mask)
+        return self.observation_weight.value() * _squares(
+            misfit
+        ) + self.prior_weight.value() * _squares(departure)
+
+    def parts(
+        self,
+        x: Float[Array, "T ..."],
+        y: Float[Array, "..."],
+        mask: Bool[Array, "..."],
+    ) -> tuple[Float[Array, "..."], Float[Array, "T ..."]]:
+        """What U squares, without the weights: m ⊙ (H(x) − y) and x − Φ(x)."""
         observed = x if self.observation is None else self.observation(x)
         projected = self.prior(x)
         for name, got, like in (("H(x)", observed, y), ("Φ(x)", projected, x)):
@@ -143,9 +213,7 @@ class VariationalCost(eqx.Module):
         # Both selections before the difference: no NaN of a gap enters a product.
         y = jnp.where(mask, y, jnp.zeros((), y.dtype))
         misfit = jnp.where(mask, observed - y, jnp.zeros((), observed.dtype))
-        return self.observation_weight.value() * _squares(
-            misfit
-        ) + self.prior_weight.value() * _squares(x - projected)
+        return misfit, x - projected
 
     def gradient(
         self,
@@ -155,6 +223,17 @@ class VariationalCost(eqx.Module):
     ) -> Float[Array, "T ..."]:
         """∇U(x), through H and Φ."""
         return jax.grad(self)(x, y, mask)
+
+    @property
+    def num_steps(self) -> int | None:
+        """How many steps there are weights for; None where they do not change."""
+        return self.observation_weight.num_steps or self.prior_weight.num_steps
+
+    def at(self, step: int | Array) -> "VariationalCost":
+        """The cost of a solver's step."""
+        weights = self.observation_weight.at(step), self.prior_weight.at(step)
+        where = lambda c: (c.observation_weight, c.prior_weight)  # noqa: E731
+        return eqx.tree_at(where, self, weights)
 
 
 def _squares(x: Array) -> Float[Array, ""]:

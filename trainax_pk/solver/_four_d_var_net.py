@@ -1,23 +1,21 @@
-"""4DVarNet: a given number of modulated gradient steps on the variational cost."""
+"""4DVarNet: a trained solver of the variational cost."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
-import jax
 from jaxtyping import Array, Float
 
-from trainax_pk._batch import Batch1D, Batch2D, check_batch
-from trainax_pk._tree import check_count
-from trainax_pk.adjoint import (
-    AbstractAdjoint,
-    DirectAdjoint,
-    OneStepAdjoint,
-    iterate,
-    to_solver_adjoint,
-)
+from trainax_pk._batch import Batch1D, Batch2D
+from trainax_pk.adjoint import AbstractAdjoint, DirectAdjoint
 from trainax_pk.solver._cost import VariationalCost
-from trainax_pk.solver._modulator import AbstractGradMod, check_modulator
+from trainax_pk.solver._modulated_steps import (
+    checked_steps,
+    solve_4dvarnet_1d,
+    solve_4dvarnet_2d,
+)
+from trainax_pk.solver._modulator import AbstractGradMod
+from trainax_pk.solver._preconditioner import AbstractPreconditioner
 
 _DIRECT = DirectAdjoint()
 
@@ -31,6 +29,11 @@ class FourDVarNet1D(eqx.Module):
 
     from x_0 = `batch.initial`, or the observations with zeros in the gaps. Prior,
     modulator and (if learned) weights are trained together, through all K steps.
+
+    With a `preconditioner` the modulator sees its direction d in place of ∇U, such as
+    that of Gauss and Newton; weights may be given for each step, from a cost that is
+    smooth to the one that is meant. Both pay where errors grow, as over long windows of
+    chaotic models.
 
     `solver_adjoint` sets memory and kind of the parameters' gradient, never the
     result: all differentiate the same K steps.
@@ -50,6 +53,7 @@ class FourDVarNet1D(eqx.Module):
         modulator: m.
         num_steps: K.
         solver_adjoint: How the steps are differentiated.
+        preconditioner: What makes directions of gradients, or None.
 
     Raises:
         ValueError: A prior or operator that is no function, no modulator, a count below
@@ -77,6 +81,7 @@ class FourDVarNet1D(eqx.Module):
     modulator: AbstractGradMod
     num_steps: int = eqx.field(static=True)
     solver_adjoint: AbstractAdjoint = eqx.field(static=True)
+    preconditioner: AbstractPreconditioner | None
 
     def __init__(
         self,
@@ -85,9 +90,10 @@ class FourDVarNet1D(eqx.Module):
         num_steps: int = 10,
         *,
         solver_adjoint: AbstractAdjoint | Any = _DIRECT,
+        preconditioner: AbstractPreconditioner | None = None,
         observation: Callable[[Array], Array] | None = None,
-        observation_weight: float = 1.0,
-        prior_weight: float = 1.0,
+        observation_weight: float | Sequence[float] = 1.0,
+        prior_weight: float | Sequence[float] = 1.0,
         learn_weights: bool = False,
     ) -> None:
         """Checks and keeps.
@@ -97,9 +103,11 @@ class FourDVarNet1D(eqx.Module):
             modulator: m.
             num_steps: K.
             solver_adjoint: How the K steps are differentiated.
+            preconditioner: What makes directions of gradients, such as
+                `GaussNewton()`; None hands on the gradients.
             observation: H, a function of one state; None is the identity.
-            observation_weight: w_o >= 0.
-            prior_weight: w_p >= 0.
+            observation_weight: w_o >= 0, or K positive numbers.
+            prior_weight: w_p >= 0, or K positive numbers.
             learn_weights: Train w_o and w_p, kept positive.
         """
         self.cost = VariationalCost(
@@ -109,8 +117,9 @@ class FourDVarNet1D(eqx.Module):
             prior_weight=prior_weight,
             learn_weights=learn_weights,
         )
-        self.modulator, self.num_steps, self.solver_adjoint = _checked(
-            modulator, num_steps, solver_adjoint
+        self.modulator, self.preconditioner = modulator, preconditioner
+        self.num_steps, self.solver_adjoint = checked_steps(
+            self.cost, modulator, num_steps, solver_adjoint, preconditioner
         )
 
     @property
@@ -126,6 +135,7 @@ class FourDVarNet1D(eqx.Module):
             self.modulator,
             self.num_steps,
             solver_adjoint=self.solver_adjoint,
+            preconditioner=self.preconditioner,
         )
 
 
@@ -139,6 +149,7 @@ class FourDVarNet2D(eqx.Module):
         modulator: m.
         num_steps: K.
         solver_adjoint: How the steps are differentiated.
+        preconditioner: What makes directions of gradients, or None.
 
     Raises:
         ValueError: As `FourDVarNet1D`, with a `Batch2D`.
@@ -162,6 +173,7 @@ class FourDVarNet2D(eqx.Module):
     modulator: AbstractGradMod
     num_steps: int = eqx.field(static=True)
     solver_adjoint: AbstractAdjoint = eqx.field(static=True)
+    preconditioner: AbstractPreconditioner | None
 
     def __init__(
         self,
@@ -170,9 +182,10 @@ class FourDVarNet2D(eqx.Module):
         num_steps: int = 10,
         *,
         solver_adjoint: AbstractAdjoint | Any = _DIRECT,
+        preconditioner: AbstractPreconditioner | None = None,
         observation: Callable[[Array], Array] | None = None,
-        observation_weight: float = 1.0,
-        prior_weight: float = 1.0,
+        observation_weight: float | Sequence[float] = 1.0,
+        prior_weight: float | Sequence[float] = 1.0,
         learn_weights: bool = False,
     ) -> None:
         """Checks and keeps.
@@ -182,9 +195,11 @@ class FourDVarNet2D(eqx.Module):
             modulator: m.
             num_steps: K.
             solver_adjoint: How the K steps are differentiated.
+            preconditioner: What makes directions of gradients, such as
+                `GaussNewton()`; None hands on the gradients.
             observation: H, a function of one state; None is the identity.
-            observation_weight: w_o >= 0.
-            prior_weight: w_p >= 0.
+            observation_weight: w_o >= 0, or K positive numbers.
+            prior_weight: w_p >= 0, or K positive numbers.
             learn_weights: Train w_o and w_p, kept positive.
         """
         self.cost = VariationalCost(
@@ -194,8 +209,9 @@ class FourDVarNet2D(eqx.Module):
             prior_weight=prior_weight,
             learn_weights=learn_weights,
         )
-        self.modulator, self.num_steps, self.solver_adjoint = _checked(
-            modulator, num_steps, solver_adjoint
+        self.modulator, self.preconditioner = modulator, preconditioner
+        self.num_steps, self.solver_adjoint = checked_steps(
+            self.cost, modulator, num_steps, solver_adjoint, preconditioner
         )
 
     @property
@@ -211,165 +227,5 @@ class FourDVarNet2D(eqx.Module):
             self.modulator,
             self.num_steps,
             solver_adjoint=self.solver_adjoint,
+            preconditioner=self.preconditioner,
         )
-
-
-def solve_4dvarnet_1d(
-    batch: Batch1D,
-    cost: VariationalCost,
-    modulator: AbstractGradMod,
-    num_steps: int = 10,
-    *,
-    solver_adjoint: AbstractAdjoint | Any = _DIRECT,
-) -> Float[Array, "B T N"]:
-    """K modulated gradient steps on the cost; the function behind `FourDVarNet1D`.
-
-    Args:
-        batch: Observations, mask, and where to start.
-        cost: U.
-        modulator: What makes steps of gradients.
-        num_steps: K.
-        solver_adjoint: How the K steps are differentiated.
-
-    Returns:
-        States, `(B, T, N)`.
-
-    Raises:
-        ValueError: As `FourDVarNet1D`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import trainax_pk as tx
-        >>> batch = tx.Batch1D(jnp.full((1, 2, 1), 8.0), jnp.array([[[1], [0]]]))
-        >>> cost = tx.solver.VariationalCost(lambda x: x[::-1])  # both times are equal
-        >>> descent = tx.solver.GradientDescent(0.1)
-        >>> x = tx.solver.solve_4dvarnet_1d(batch, cost, descent, 200)
-        >>> [round(v, 3) for v in x[0, :, 0].tolist()]
-        [8.0, 8.0]
-    """
-    check_batch(batch, Batch1D, "a 1D solver")
-    return _solve(batch, cost, modulator, num_steps, solver_adjoint)
-
-
-def solve_4dvarnet_2d(
-    batch: Batch2D,
-    cost: VariationalCost,
-    modulator: AbstractGradMod,
-    num_steps: int = 10,
-    *,
-    solver_adjoint: AbstractAdjoint | Any = _DIRECT,
-) -> Float[Array, "B T H W"]:
-    """K modulated gradient steps on the cost; the function behind `FourDVarNet2D`.
-
-    Args:
-        batch: Observations, mask, and where to start.
-        cost: U.
-        modulator: What makes steps of gradients.
-        num_steps: K.
-        solver_adjoint: How the K steps are differentiated.
-
-    Returns:
-        States, `(B, T, H, W)`.
-
-    Raises:
-        ValueError: As `FourDVarNet2D`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import trainax_pk as tx
-        >>> batch = tx.Batch2D(jnp.ones((1, 2, 4, 4)), jnp.ones((1, 2, 4, 4)))
-        >>> cost = tx.solver.VariationalCost(tx.solver.IdentityPrior())
-        >>> descent = tx.solver.GradientDescent(0.1)
-        >>> tx.solver.solve_4dvarnet_2d(batch, cost, descent, 3).shape
-        (1, 2, 4, 4)
-    """
-    check_batch(batch, Batch2D, "a 2D solver")
-    return _solve(batch, cost, modulator, num_steps, solver_adjoint)
-
-
-def one_step_solve_4dvarnet_1d(
-    batch: Batch1D,
-    cost: VariationalCost,
-    modulator: AbstractGradMod,
-    num_steps: int = 10,
-) -> Float[Array, "B T N"]:
-    """`solve_4dvarnet_1d` with the one-step gradient (Bolte et al., arXiv:2305.13768).
-
-    Args:
-        batch: As for `solve_4dvarnet_1d`.
-        cost: U.
-        modulator: What makes steps of gradients.
-        num_steps: K, of which the last has a gradient.
-
-    Returns:
-        States, `(B, T, N)`, those of `solve_4dvarnet_1d`.
-
-    Raises:
-        ValueError: As `FourDVarNet1D`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import trainax_pk as tx
-        >>> batch = tx.Batch1D(jnp.ones((1, 4, 2)), jnp.ones((1, 4, 2)))
-        >>> cost = tx.solver.VariationalCost(tx.solver.IdentityPrior())
-        >>> descent = tx.solver.GradientDescent(0.1)
-        >>> tx.solver.one_step_solve_4dvarnet_1d(batch, cost, descent).shape
-        (1, 4, 2)
-    """
-    return solve_4dvarnet_1d(
-        batch, cost, modulator, num_steps, solver_adjoint=OneStepAdjoint()
-    )
-
-
-def one_step_solve_4dvarnet_2d(
-    batch: Batch2D,
-    cost: VariationalCost,
-    modulator: AbstractGradMod,
-    num_steps: int = 10,
-) -> Float[Array, "B T H W"]:
-    """`solve_4dvarnet_2d` with the one-step gradient (Bolte et al., arXiv:2305.13768).
-
-    Args:
-        batch: As for `solve_4dvarnet_2d`.
-        cost: U.
-        modulator: What makes steps of gradients.
-        num_steps: K, of which the last has a gradient.
-
-    Returns:
-        States, `(B, T, H, W)`, those of `solve_4dvarnet_2d`.
-
-    Raises:
-        ValueError: As `FourDVarNet2D`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import trainax_pk as tx
-        >>> batch = tx.Batch2D(jnp.ones((1, 2, 4, 4)), jnp.ones((1, 2, 4, 4)))
-        >>> cost = tx.solver.VariationalCost(tx.solver.IdentityPrior())
-        >>> descent = tx.solver.GradientDescent(0.1)
-        >>> tx.solver.one_step_solve_4dvarnet_2d(batch, cost, descent).shape
-        (1, 2, 4, 4)
-    """
-    return solve_4dvarnet_2d(
-        batch, cost, modulator, num_steps, solver_adjoint=OneStepAdjoint()
-    )
-
-
-def _checked(modulator: Any, num_steps: Any, adjoint: Any) -> Any:
-    check_modulator(modulator)
-    return modulator, check_count("num_steps", num_steps), to_solver_adjoint(adjoint)
-
-
-def _solve(
-    batch: Any, cost: VariationalCost, modulator: Any, num_steps: int, adjoint: Any
-) -> Array:
-    modulator, num_steps, adjoint = _checked(modulator, num_steps, adjoint)
-    y, x = batch.observed(), batch.start()
-
-    def body(carry: Any) -> Any:
-        x, memory = carry
-        gradient = jax.vmap(cost.gradient)(x, y, batch.mask)
-        step, memory = jax.vmap(modulator)(gradient, x, memory)
-        return x - step, memory
-
-    return iterate(adjoint, body, (x, jax.vmap(modulator.init)(x)), num_steps)[0]

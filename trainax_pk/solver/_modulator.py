@@ -68,7 +68,7 @@ class GradientDescent(AbstractGradMod):
     step_size: Weight
 
     def __init__(self, step_size: float = 0.1, *, learned: bool = False) -> None:
-        self.step_size = _step_size(step_size, learned=learned)
+        self.step_size = positive_factor("step_size", step_size, learned=learned)
 
     def init(self, x: Float[Array, "T ..."]) -> None:
         """None."""
@@ -130,7 +130,7 @@ class MLPGradMod(AbstractGradMod):
         check_count("width", width)
         check_count("depth", depth)
         self.network = eqx.nn.MLP(2, 1, width, depth, activation=jnp.tanh, key=key)
-        self.step_size = _step_size(step_size, learned=True)
+        self.step_size = positive_factor("step_size", step_size, learned=True)
         self.normalise = check_flag("normalise", normalise)
 
     def init(self, x: Float[Array, "T ..."]) -> None:
@@ -183,10 +183,12 @@ def check_modulator(modulator: Any) -> None:
         )
 
 
-def _step_size(value: float, *, learned: bool) -> Weight:
-    weight = Weight(value, learned=learned, name="step_size")
-    if value == 0:
+def positive_factor(name: str, value: Any, *, learned: bool) -> Weight:
+    """A positive number in front of a gradient, or a ValueError."""
+    weight = Weight(value, learned=learned, name=name)
+    if value == 0 or weight.num_steps is not None:
         raise ValueError(
-            "Expected `step_size` > 0, got 0: nothing would move. Pass a small number."
+            f"Expected `{name}` to be one number > 0, got {value!r}: 0 moves nothing. "
+            "Pass a small number."
         )
     return weight

@@ -135,6 +135,25 @@ class DynamicalPrior(AbstractPrior):
             ahead = x[1:] + self._roots(x) * (ahead - x[1:])
         return jnp.concatenate([x[:1], ahead])
 
+    def propagators(
+        self, x: Float[Array, "T ..."]
+    ) -> tuple[Float[Array, "T-1 n n"], Float[Array, "T-1"]]:
+        """∂Φ(x)_{t+1}/∂x_t without weights, and √w_{t+1}, of n = prod(space) entries.
+
+        One direction of the linearised stepper for each entry and time.
+        """
+        n = x[0].size
+
+        def ahead(x: Array) -> Array:
+            u = self._physical(x.reshape(shape))
+            return self._standard(self._advance(u)).astype(x.dtype).reshape(n)
+
+        shape = x.shape[1:]
+        matrices = jax.vmap(jax.jacfwd(ahead))(x[:-1].reshape(-1, n))
+        if self.time_weights is None:
+            return matrices, jnp.ones(x.shape[0] - 1, x.dtype)
+        return matrices, self._roots(x).reshape(-1)
+
     def _advance(self, u: Array) -> Array:
         if self.num_steps == 1:
             return self.stepper(u)

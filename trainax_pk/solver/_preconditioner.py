@@ -1,0 +1,235 @@
+"""Directions of the second order: gradients divided by the cost's curvature."""
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Bool, Float
+
+from trainax_pk.solver._block_tridiagonal import BlockTridiagonal
+from trainax_pk.solver._cost import VariationalCost, Weight
+from trainax_pk.solver._prior import DynamicalPrior
+
+
+class AbstractPreconditioner(eqx.Module):
+    """Turns a gradient into a direction, which the modulator sees in its place.
+
+    To add one: subclass, declare what is trained as fields, and implement `__call__` on
+    one sample, differentiable in all that it is given, `at` and `num_steps`.
+    """
+
+    @property
+    @abc.abstractmethod
+    def num_steps(self) -> int | None:
+        """How many steps it has numbers for; None where all steps are alike."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        gradient: Float[Array, "T ..."],
+        cost: VariationalCost,
+        x: Float[Array, "T ..."],
+        y: Float[Array, "..."],
+        mask: Bool[Array, "..."],
+    ) -> Float[Array, "T ..."]:
+        """The direction, of the gradient's shape.
+
+        Args:
+            gradient: ∇U(x).
+            cost: U, at its step.
+            x: Where the gradient was taken.
+            y: Observations.
+            mask: Where they hold.
+        """
+
+    @abc.abstractmethod
+    def at(self, step: int | Array) -> "AbstractPreconditioner":
+        """The preconditioner of a solver's step; itself where all are alike."""
+
+    def directions(
+        self, gradient: Array, cost: VariationalCost, x: Array, y: Array, mask: Array
+    ) -> Array:
+        """Of a batch.
+
+        One sample after another on a CPU, where the matrices of one fit the cache and
+        those of many do not; all at once elsewhere.
+        """
+        one = lambda sample: self(sample[0], cost, *sample[1:])  # noqa: E731
+        each = jax.lax.map if jax.default_backend() == "cpu" else _vmapped
+        return each(one, (gradient, x, y, mask))
+
+
+class GaussNewton(AbstractPreconditioner):
+    """d = (JᵀJ + λ)⁻¹ ∇U / 2: the direction of Levenberg and Marquardt.
+
+    J is the Jacobian of all that U squares, with its weights: U = ‖r‖², ∇U = 2 Jᵀr.
+    With δ = d and λ = 0 a linear problem is solved in one step. On a long window the
+    gradient carries what is observed a time or so further at each step; d carries it
+    all the way at once, and what is left to be learned is where the model's
+    linearisation misleads.
+
+    Two ways to solve:
+
+    * `BlockTridiagonal()`, for a `DynamicalPrior` and observations of each time by
+      itself (H(x) of shape `(T, *obs)`, row t a function of x_t): exact, by
+      elimination along time. Compute is prod(space) directions of the model's
+      linearisation at each time and T · prod(space)³.
+    * Any matrix-free solver of positive definite systems, for any prior; conjugate
+      gradients by default. Compute is as many products with J and Jᵀ as it takes. Its
+      tolerance is that of the direction and of the derivative through it.
+
+    Derivatives are those of the solution (implicit), second derivatives of the prior
+    included.
+
+    Attributes:
+        damping: λ, one number or one for each step, fixed or learned.
+        linear_solver: How the system is solved.
+
+    Raises:
+        ValueError: A damping that is not positive, no linear solver; when called, a
+            `BlockTridiagonal` for a prior that is no `DynamicalPrior`, or observations
+            without a time axis.
+
+    Source: Marquardt 1963, doi:10.1137/0111030; learned steps along such directions:
+    Tang and Tan 2019, arXiv:1806.04807.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import trainax_pk as tx
+        >>> cost = tx.solver.VariationalCost(tx.solver.DynamicalPrior(lambda u: u / 2))
+        >>> newton = tx.solver.GaussNewton(1e-6, linear_solver=tx.solver.BlockTridiagonal())
+        >>> x, y = jnp.zeros((3, 1)), jnp.array([[4.0], [2.0], [1.0]])
+        >>> seen = jnp.ones((3, 1), bool)
+        >>> d = newton(cost.gradient(x, y, seen), cost, x, y, seen)
+        >>> [round(float(v), 3) for v in (x - d)[:, 0]]
+        [4.0, 2.0, 1.0]
+    """
+
+    damping: Weight
+    linear_solver: lx.AbstractLinearSolver
+
+    def __init__(
+        self,
+        damping: float | Sequence[float] = 1e-2,
+        *,
+        learned: bool = False,
+        linear_solver: lx.AbstractLinearSolver | None = None,
+    ) -> None:
+        """Checks and keeps.
+
+        Args:
+            damping: λ > 0, in units of the weights times squared derivatives of H and Φ.
+            learned: Train the logarithm of λ.
+            linear_solver: Of positive definite systems.
+        """
+        self.damping = Weight(damping, learned=learned, name="damping")
+        if self.damping.fixed == 0:
+            raise ValueError(
+                "Expected `damping` > 0, got 0: what is neither observed nor tied to "
+                "its neighbours would have no direction. Pass a small number."
+            )
+        if linear_solver is None:
+            linear_solver = lx.CG(rtol=1e-3, atol=1e-6)
+        if not isinstance(linear_solver, lx.AbstractLinearSolver):
+            raise ValueError(
+                f"Expected `linear_solver` to be a solver of lineax, got "
+                f"{linear_solver!r}. Pass lx.CG(...) or tx.solver.BlockTridiagonal()."
+            )
+        self.linear_solver = linear_solver
+
+    @property
+    def num_steps(self) -> int | None:
+        """How many steps there are dampings for."""
+        return self.damping.num_steps
+
+    def at(self, step: int | Array) -> "GaussNewton":
+        """With the damping of a step."""
+        return eqx.tree_at(lambda p: p.damping, self, self.damping.at(step))
+
+    def __call__(
+        self,
+        gradient: Float[Array, "T ..."],
+        cost: VariationalCost,
+        x: Float[Array, "T ..."],
+        y: Float[Array, "..."],
+        mask: Bool[Array, "..."],
+    ) -> Float[Array, "T ..."]:
+        """d."""
+        damping = jnp.asarray(self.damping.value(), x.dtype)
+        weights = cost.observation_weight.value(), cost.prior_weight.value()
+
+        def product(v: Array) -> Array:
+            _, push = jax.linearize(lambda x: cost.parts(x, y, mask), x)
+            pull = jax.linear_transpose(push, x)
+            weighted = tuple(w * p for w, p in zip(weights, push(v), strict=True))
+            return pull(weighted)[0] + damping * v
+
+        spd = lx.positive_semidefinite_tag
+        operator = lx.FunctionLinearOperator(
+            product, jax.ShapeDtypeStruct(x.shape, x.dtype), spd
+        )
+        options: dict[str, Any] = {}
+        if isinstance(self.linear_solver, BlockTridiagonal):
+            blocks = _blocks(cost, weights, x, y, mask, damping)
+            state = self.linear_solver.factorise(*jax.lax.stop_gradient(blocks))
+            options["state"] = state
+        solution = lx.linear_solve(
+            operator, gradient / 2, self.linear_solver, throw=False, **options
+        )
+        return solution.value.astype(gradient.dtype)
+
+
+def _vmapped(f: Callable, xs: Any) -> Any:
+    return jax.vmap(f)(xs)
+
+
+def _blocks(
+    cost: VariationalCost,
+    weights: tuple[Any, Any],
+    x: Array,
+    y: Array,
+    mask: Array,
+    damping: Array,
+) -> tuple[Array, Array]:
+    """Diagonal blocks of JᵀJ + λ, `(T, n, n)`, and those below, `(T − 1, n, n)`."""
+    prior, (w_o, w_p) = cost.prior, weights
+    if not isinstance(prior, DynamicalPrior):
+        raise ValueError(
+            f"Expected a DynamicalPrior beside BlockTridiagonal, got {prior!r}: only "
+            "there a state meets none but its neighbours. Leave `linear_solver` out for "
+            "conjugate gradients."
+        )
+    num_times = x.shape[0]
+    if y.shape[:1] != (num_times,):
+        raise ValueError(
+            f"Expected observations of each of {num_times} times beside "
+            f"BlockTridiagonal, got the shape {list(y.shape)}. Use conjugate gradients."
+        )
+    n = x[0].size
+    ahead, roots = prior.propagators(x)
+    squared = w_p * roots**2
+    below = -squared[:, None, None] * ahead
+    outer = ahead.swapaxes(1, 2) @ -below
+    # One entry for each of the state on the diagonal, added in one pass over the blocks.
+    entries = damping + jnp.pad(squared, (1, 0))[:, None]
+    if cost.observation is None:
+        entries = entries + w_o * mask.reshape(num_times, n)
+    entries = jnp.broadcast_to(entries, (num_times, n))[:, :, None]
+    diagonal = jnp.pad(outer, ((0, 1), (0, 0), (0, 0))) + entries * jnp.eye(n)[None]
+    if cost.observation is not None:
+        rows = _rows(lambda x: cost.parts(x, y, mask)[0], x)
+        diagonal = diagonal + w_o * (rows.swapaxes(1, 2) @ rows)
+    return diagonal.astype(x.dtype), below.astype(x.dtype)
+
+
+def _rows(observe: Callable[[Array], Array], x: Array) -> Array:
+    """Derivatives of H(x)_t in x_t, `(T, m, n)`: one direction serves all times."""
+    _, push = jax.linearize(observe, x)
+    n = x[0].size
+    column = lambda e: push(jnp.broadcast_to(e.reshape(x.shape[1:]), x.shape))  # noqa: E731
+    columns = jax.vmap(column)(jnp.eye(n, dtype=x.dtype))
+    return columns.reshape(n, x.shape[0], -1).transpose(1, 2, 0)
