@@ -249,6 +249,26 @@ def test_fields_take_conjugate_gradients():
     np.testing.assert_allclose(value, net.cost(x, y[0], batch.mask[0]), rtol=1e-4)
 
 
+@solvers
+def test_what_blows_up_is_nan_and_raises_nothing(name):
+    """In its own sample alone, states and gradients: trainers decide what to do."""
+    x, y, mask = _window()
+    starts = jnp.stack([x, 1e200 * x])
+    batch = tx.Batch1D(jnp.stack([y, y]), jnp.stack([mask, mask]), initial=starts)
+
+    def loss(scale):
+        net = S.FourDVarNet1D(
+            S.DynamicalPrior(lambda u: scale * u * (1 + u * u)), S.GradientDescent(1.0), 2,
+            preconditioner=S.GaussNewton(0.1, linear_solver=SOLVERS[name]),
+        )  # fmt: skip
+        states = net(batch)
+        return states[0].sum() + states[1].sum(), states
+
+    slope, states = _jit(jax.grad(loss, has_aux=True))(0.1)
+    assert np.isfinite(states[0]).all() and not np.isfinite(states[1]).all()
+    assert np.isnan(slope)
+
+
 def test_strong_damping_is_gradient_descent():
     x, y, mask = _window()
     cost = _cost()

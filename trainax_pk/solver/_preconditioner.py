@@ -168,19 +168,22 @@ class GaussNewton(AbstractPreconditioner):
             weighted = tuple(w * p for w, p in zip(weights, push(v), strict=True))
             return pull(weighted)[0] + damping * v
 
-        spd = lx.positive_semidefinite_tag
-        operator = lx.FunctionLinearOperator(
-            product, jax.ShapeDtypeStruct(x.shape, x.dtype), spd
-        )
-        options: dict[str, Any] = {}
         if isinstance(self.linear_solver, BlockTridiagonal):
             blocks = _blocks(cost, weights, x, y, mask, damping)
-            state = self.linear_solver.factorise(*jax.lax.stop_gradient(blocks))
-            options["state"] = state
-        solution = lx.linear_solve(
-            operator, gradient / 2, self.linear_solver, throw=False, **options
-        )
-        return solution.value.astype(gradient.dtype)
+            factors = self.linear_solver.factorise(*jax.lax.stop_gradient(blocks))
+            solve = lambda _, b: self.linear_solver.compute(factors, b, {})[0]  # noqa: E731
+        else:
+            solve = self._solve
+        # Not lineax's own derivative, which raises where a window of a batch blows up.
+        d = jax.lax.custom_linear_solve(product, gradient / 2, solve, symmetric=True)
+        return d.astype(gradient.dtype)
+
+    def _solve(self, product: Callable[[Array], Array], b: Array) -> Array:
+        spd, structure = lx.positive_semidefinite_tag, jax.eval_shape(lambda: b)
+        operator = lx.FunctionLinearOperator(product, structure, spd)
+        found = lx.linear_solve(operator, b, self.linear_solver, throw=False).value
+        # An iterative solver stops at once there, and hands back where it started.
+        return jnp.where(jnp.isfinite(b).all(), found, jnp.nan)
 
 
 def _vmapped(f: Callable, xs: Any) -> Any:
