@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import trainax_pk as tx
@@ -39,6 +40,9 @@ class Stage(NamedTuple):
 class Setting(NamedTuple):
     """Size of the network and of its training.
 
+    With a `damping` the network sees directions of Gauss and Newton and prior weights
+    rise from step to step; without one gradients and one weight.
+
     Attributes:
         iterations: K.
         hidden: Channels of the LSTM.
@@ -47,9 +51,10 @@ class Setting(NamedTuple):
         padding: Borders, one for each axis.
         patch: Neighbours along each axis that are one point of the network.
         normalise: Which gradient's size they are divided by.
-        prior_weight: Weight of the dynamics before training; that of the observations
-            is 1.
+        prior_weight: Weight of the dynamics before training, or the first and the last
+            of them; that of the observations is 1.
         stages: Of training, one after another.
+        damping: λ of the directions before training, or None.
     """
 
     iterations: int
@@ -59,8 +64,9 @@ class Setting(NamedTuple):
     padding: Any
     patch: Any
     normalise: str
-    prior_weight: float
+    prior_weight: Any
     stages: tuple[Stage, ...]
+    damping: float | None = None
 
     @property
     def updates(self) -> int:
@@ -81,6 +87,24 @@ SETTINGS = {
         (Stage(60, 2, 1_500, 5e-3), Stage(200, 1, 300, 1e-3)),
     ),
 }  # fmt: skip
+NEWTON = {
+    "l63_all": Setting(
+        10, 24, "time", 3, "zero", 8, "none", (2.0, 2e4),
+        (Stage(200, 10, 1_000, 2e-3),), 0.04,
+    ),
+    "l63_first": Setting(
+        10, 24, "time", 3, "zero", 8, "none", (2.0, 2e4),
+        (Stage(200, 10, 1_500, 2e-3),), 0.04,
+    ),
+    "l96": Setting(
+        12, 24, "both", (3, 3), ("zero", "periodic"), (4, 1), "none", (2.0, 2e3),
+        (Stage(60, 4, 1_500, 4e-3), Stage(200, 2, 300, 1e-3)), 0.04,
+    ),
+}  # fmt: skip
+# What is trained, by its name in the table.
+METHODS = {a: (SETTINGS, a) for a in ADJOINTS} | {
+    f"Gauss-Newton, {a}": (NEWTON, a) for a in ADJOINTS
+}
 
 
 class Scale(NamedTuple):
@@ -116,10 +140,12 @@ def interpolated(data: Windows, mean: jax.Array) -> jax.Array:
     return jax.jit(jax.vmap(one))(data.observed, data.mask)
 
 
-def make_solver(name: str, adjoint: Any, *, key: jax.Array) -> Any:
+def make_solver(name: str, method: str, *, key: jax.Array) -> Any:
     """A 4DVarNet whose prior is the true model."""
-    setting, case, (mean, std) = SETTINGS[name], CASES[name], scale(name)
+    settings, adjoint = METHODS[method]
+    setting, case, (mean, std) = settings[name], CASES[name], scale(name)
     channels = 1 if setting.along == "both" else case.num_dofs
+    newton = setting.damping is not None
     modulator = tx.solver.ConvLSTMGradMod1D(
         channels,
         setting.hidden,
@@ -128,19 +154,32 @@ def make_solver(name: str, adjoint: Any, *, key: jax.Array) -> Any:
         padding=setting.padding,
         patch=setting.patch,
         normalise=setting.normalise,
+        direct=1.0 if newton else None,
         key=key,
     )
-    # Small first steps: the start is already a good one.
+    # Small first steps: the start is already a good one, or the direction itself is.
+    small = 0.1 if newton else 0.3
     modulator = eqx.tree_at(
-        lambda m: (m.out.weight, m.out.bias), modulator, replace_fn=lambda x: 0.3 * x
+        lambda m: (m.out.weight, m.out.bias), modulator, replace_fn=lambda x: small * x
     )
+    options: dict[str, Any] = {"prior_weight": setting.prior_weight}
+    if newton:
+        weights = np.geomspace(*setting.prior_weight, setting.iterations)
+        options = {
+            "prior_weight": weights,
+            "preconditioner": tx.solver.GaussNewton(
+                setting.damping,
+                learned=True,
+                linear_solver=tx.solver.BlockTridiagonal(),
+            ),
+        }
     return tx.solver.FourDVarNet1D(
         tx.solver.DynamicalPrior(case.stepper, offset=mean, scale=std),
         modulator,
         setting.iterations,
-        solver_adjoint=adjoint,
-        prior_weight=setting.prior_weight,
+        solver_adjoint=ADJOINTS[adjoint],
         learn_weights=True,
+        **options,
     )
 
 
@@ -166,14 +205,14 @@ def make_trainer(name: str, stage: Stage) -> tx.trainer.Trainer:
 
 
 def train(
-    name: str, adjoint: str, seed: int, share: float = 1.0
+    name: str, method: str, seed: int, share: float = 1.0
 ) -> tuple[dict[str, Any], jax.Array]:
     """Errors on the test windows after a share of the updates, and the states."""
     model_key, order_key = jax.random.split(jax.random.key(1000 + seed))
-    solver = make_solver(name, ADJOINTS[adjoint], key=model_key)
+    solver = make_solver(name, method, key=model_key)
     stages = [
         stage._replace(updates=round(share * stage.updates))
-        for stage in SETTINGS[name].stages
+        for stage in METHODS[method][0][name].stages
     ]
     seconds = cpu_seconds = 0.0
     for stage in stages:

@@ -7,7 +7,9 @@ objects at every call, without which it would compile anew each time: compilatio
 for neither. And seconds from the call to a held-out negative
 log-likelihood, compilation included, against the trainers of sbi (PyTorch) and sbijax, for
 an affine masked autoregressive flow of 5 layers of 2 × 50 units, 9000 pairs in batches of
-200, Adam at 5e-4. These two run in environments of their own, whose Pythons are named.
+200, Adam at 5e-4. These two run in environments of their own, whose Pythons are named;
+sbijax 0.3.4 wants an old JAX (jax 0.4.33, flax 0.8.5, optax 0.2.3, chex 0.1.87, dm-haiku
+0.0.12, lineax 0.0.5, equinox 0.11.8, matplotlib 3.9.2).
 
 Run: python -m benchmarks.amortized [--rounds 5] [--sbi <python>] [--sbijax <python>]
 """

@@ -17,12 +17,15 @@ from benchmarks._harness import RESULTS, hardware
 from benchmarks._lorenz_classical import METHODS, run_classical
 from benchmarks._lorenz_continued import continued, run_bound
 from benchmarks._lorenz_data import CASES
-from benchmarks._lorenz_learned import ADJOINTS, SETTINGS, train
+from benchmarks._lorenz_learned import METHODS as LEARNED
+from benchmarks._lorenz_learned import train
 from benchmarks._lorenz_speed import compare_speed
 
 SEEDS = (0, 1, 2)
 # Shares of a case's updates, each with a schedule of its own.
 TREND = (0.1, 0.3)
+# Of directions, as names of the learned methods begin.
+KINDS = ("", "Gauss-Newton, ")
 PARTS = ("classical", "learned", "trend", "speed")
 
 
@@ -31,9 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", nargs="*", choices=[*CASES], default=[*CASES])
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
-    parser.add_argument(
-        "--adjoints", nargs="*", choices=[*ADJOINTS], default=[*ADJOINTS]
-    )
+    parser.add_argument("--learned", nargs="*", choices=[*LEARNED], default=[*LEARNED])
     parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--report", action="store_true")
@@ -59,27 +60,29 @@ def _tasks(args: argparse.Namespace) -> dict[str, Any]:
             for method in METHODS:
                 tasks[f"{case}/{method}"] = lambda c=case, m=method: run_classical(c, m)
             tasks[f"{case}/bound"] = lambda c=case: run_bound(c)
-        updates = SETTINGS[case].updates
         if "learned" in args.only:
-            for adjoint in args.adjoints:
+            for method in args.learned:
                 for seed in args.seeds:
-                    tasks[f"{case}/4DVarNet, {adjoint}/{seed}"] = (
-                        lambda c=case, a=adjoint, s=seed: _learned(c, a, s)
+                    tasks[f"{case}/4DVarNet, {method}/{seed}"] = (
+                        lambda c=case, m=method, s=seed: _learned(c, m, s)
                     )
-        if "trend" in args.only:
-            for share in TREND:
+        for kind in KINDS:
+            updates = LEARNED[f"{kind}direct"][0][case].updates
+            for share in TREND if "trend" in args.only else ():
                 fewer = round(share * updates)
-                tasks[f"{case}/trend/{fewer}"] = lambda c=case, s=share: train(
-                    c, "direct", 0, s
-                )[0]
-        if "speed" in args.only:
-            tasks[f"{case}/speed"] = lambda c=case: compare_speed(c)
+                tasks[f"{case}/{kind}trend/{fewer}"] = lambda c=case, k=kind, s=share: (
+                    train(c, f"{k}direct", 0, s)[0]
+                )
+            if "speed" in args.only:
+                tasks[f"{case}/{kind}speed"] = lambda c=case, k=kind: compare_speed(
+                    c, k
+                )
     return tasks
 
 
-def _learned(case: str, adjoint: str, seed: int) -> dict[str, Any]:
-    row, states = train(case, adjoint, seed)
-    return row | continued(case, states) if adjoint == "direct" else row
+def _learned(case: str, method: str, seed: int) -> dict[str, Any]:
+    row, states = train(case, method, seed)
+    return row | continued(case, states) if method.endswith("direct") else row
 
 
 def _path() -> Any:

@@ -299,13 +299,13 @@ def test_an_ensemble_of_solvers_under_vmap():
         (lambda: _solver(_named("SomeAdjoint")), "Expected an adjoint"),
         (
             lambda: S.VariationalCost(jnp.sin, prior_weight=-1.0),
-            "`prior_weight` to be a finite number >= 0, got -1.0",
+            "`prior_weight` to be a finite number >= 0, or one for each step, got -1.0",
         ),
         (
             lambda: S.VariationalCost(jnp.sin, prior_weight=0.0, learn_weights=True),
             "`prior_weight` > 0 where it is learned",
         ),
-        (lambda: S.GradientDescent(0.0), "`step_size` > 0"),
+        (lambda: S.GradientDescent(0.0), "`step_size` to be one number > 0"),
         (lambda: S.GradientDescent(float("nan")), "`step_size` to be a finite"),
     ],
 )

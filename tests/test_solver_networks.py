@@ -39,6 +39,10 @@ MODULATORS = {
         lambda: S.ConvLSTMGradMod1D(3, 2, with_state=False, key=KEY),
         (6, 3),
     ),
+    "time, direct": (
+        lambda: S.ConvLSTMGradMod1D(3, 2, normalise="none", direct=0.7, key=KEY),
+        (6, 3),
+    ),
     "space": (
         lambda: S.ConvLSTMGradMod1D(
             6, 2, along="space", padding="periodic", kernel_size=5, key=KEY

@@ -30,7 +30,10 @@ KEY = jax.random.key(4)
         (lambda: S.BilinAEPrior1D(3, along="both", key=KEY), "num_channels=1 with"),
         (lambda: S.ConvLSTMGradMod1D(3, patch=0, key=KEY), "`patch` to be an integer"),
         (lambda: S.ConvLSTMGradMod1D(3, patch=(2, 2), key=KEY), "an integer or 1 of"),
-        (lambda: S.ConvLSTMGradMod1D(3, normalise="no", key=KEY), "'first' or 'each'"),
+        (
+            lambda: S.ConvLSTMGradMod1D(3, normalise="no", key=KEY),
+            "'first', 'each' or 'none'",
+        ),
         (lambda: S.ConvLSTMGradMod1D(3, 0, key=KEY), "`hidden_dim` to be an integer"),
         (lambda: S.ConvAEPrior1D(3, latent_dim=0, key=KEY), "`latent_dim` to be an"),
         (lambda: S.BilinAEPrior1D(3, downsample=0, key=KEY), "`downsample` to be an"),

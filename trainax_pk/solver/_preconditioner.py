@@ -162,9 +162,10 @@ class GaussNewton(AbstractPreconditioner):
         damping = jnp.asarray(self.damping.value(), x.dtype)
         weights = cost.observation_weight.value(), cost.prior_weight.value()
 
+        _, push = jax.linearize(lambda x: cost.parts(x, y, mask), x)
+        pull = jax.linear_transpose(push, x)
+
         def product(v: Array) -> Array:
-            _, push = jax.linearize(lambda x: cost.parts(x, y, mask), x)
-            pull = jax.linear_transpose(push, x)
             weighted = tuple(w * p for w, p in zip(weights, push(v), strict=True))
             return pull(weighted)[0] + damping * v
 
