@@ -90,15 +90,15 @@ SETTINGS = {
 NEWTON = {
     "l63_all": Setting(
         10, 24, "time", 3, "zero", 8, "none", (2.0, 2e4),
-        (Stage(200, 10, 1_000, 2e-3),), 0.04,
+        (Stage(200, 10, 500, 2e-3),), 0.04,
     ),
     "l63_first": Setting(
         10, 24, "time", 3, "zero", 8, "none", (2.0, 2e4),
-        (Stage(200, 10, 1_500, 2e-3),), 0.04,
+        (Stage(200, 10, 500, 2e-3),), 0.04,
     ),
     "l96": Setting(
         12, 24, "both", (3, 3), ("zero", "periodic"), (4, 1), "none", (2.0, 2e3),
-        (Stage(60, 4, 1_500, 4e-3), Stage(200, 2, 300, 1e-3)), 0.04,
+        (Stage(60, 4, 900, 4e-3), Stage(200, 2, 300, 1e-3)), 0.04,
     ),
 }  # fmt: skip
 # What is trained, by its name in the table.
