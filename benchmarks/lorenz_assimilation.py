@@ -18,7 +18,7 @@ from benchmarks._lorenz_classical import METHODS, run_classical
 from benchmarks._lorenz_continued import continued, run_bound
 from benchmarks._lorenz_data import CASES
 from benchmarks._lorenz_learned import METHODS as LEARNED
-from benchmarks._lorenz_learned import train
+from benchmarks._lorenz_learned import run_unlearned, train
 from benchmarks._lorenz_speed import compare_speed
 
 SEEDS = (0, 1, 2)
@@ -61,6 +61,9 @@ def _tasks(args: argparse.Namespace) -> dict[str, Any]:
                 tasks[f"{case}/{method}"] = lambda c=case, m=method: run_classical(c, m)
             tasks[f"{case}/bound"] = lambda c=case: run_bound(c)
         if "learned" in args.only:
+            tasks[f"{case}/Gauss-Newton steps, untrained"] = lambda c=case: (
+                run_unlearned(c)
+            )
             for method in args.learned:
                 for seed in args.seeds:
                     tasks[f"{case}/4DVarNet, {method}/{seed}"] = (

@@ -269,6 +269,72 @@ def test_what_blows_up_is_nan_and_raises_nothing(name):
     assert np.isnan(slope)
 
 
+def test_batches_one_by_one_are_batches_at_once(monkeypatch):
+    """What is run on one CPU, and what on several devices as in this process."""
+    net, batch = _net(tx.DirectAdjoint()), _batch()
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    got = _jit(lambda b: net(b))(batch)
+    np.testing.assert_allclose(got, _results("direct")[0], rtol=1e-9, atol=1e-9)
+
+
+@solvers
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_states_of_other_precisions_keep_theirs(name, dtype):
+    """Beside double-precision weights: that of the states is kept."""
+    x, y, mask = _window()
+    batch = tx.Batch1D(y[None], mask[None], initial=x[None])
+    small = jax.tree.map(lambda a: a if a.dtype == bool else a.astype(dtype), batch)
+    net = S.FourDVarNet1D(
+        S.DynamicalPrior(_stepper()), S.GradientDescent(1.0), 2,
+        preconditioner=S.GaussNewton([0.2, 0.1], linear_solver=SOLVERS[name]),
+        prior_weight=[1.0, 2.0], learn_weights=True,
+    )  # fmt: skip
+    if name == "products":
+        net = eqx.tree_at(
+            lambda n: n.preconditioner.linear_solver, net, lx.CG(1e-6, 1e-6)
+        )
+    loss = lambda w, b: (  # noqa: E731
+        eqx.tree_at(lambda n: n.cost.prior_weight.logarithm, net, w)(b).sum()
+    )
+    slope = jax.grad(loss)(net.cost.prior_weight.logarithm, small)
+    assert np.isfinite(slope).all()
+    got, want = net(small), net(batch)
+    assert got.dtype == dtype
+    scale = float(jnp.abs(want).max())
+    loose = {"float32": 1e-4, "bfloat16": 0.1}[dtype]
+    np.testing.assert_allclose(
+        np.asarray(got, np.float64), want, rtol=loose, atol=loose * scale
+    )
+
+
+@solvers
+def test_an_analysis_step_has_the_directions_of_its_solver(name):
+    """With unit variances and no background: the solver's own states."""
+    x, y, mask = _window()
+    net = S.FourDVarNet1D(
+        S.DynamicalPrior(_stepper()), S.GradientDescent(1.0), 3,
+        preconditioner=S.GaussNewton(0.3, linear_solver=SOLVERS[name]),
+        prior_weight=[1.0, 2.0, 4.0],
+    )  # fmt: skip
+    step = S.as_analysis_step(net)
+    got = step(x, y, obs_op=lambda u: u, obs_err_cov=1.0)
+    want = net(tx.Batch1D(y[None], mask[None], initial=x[None]))[0]
+    np.testing.assert_allclose(getattr(got, "state", got), want, rtol=1e-8, atol=1e-8)
+
+
+def test_operators_that_mix_times_are_refused_beside_blocks():
+    x, y, mask = _window()
+    cost = _cost(lambda u: jnp.cumsum(u, axis=0))
+    with pytest.raises(RuntimeError, match="acts on each time by itself"):
+        jax.block_until_ready(_direction(SOLVERS["blocks"], cost, x, y, mask))
+    _direction(SOLVERS["products"], cost, x, y, mask)
+
+
+class _Mixing(S.DynamicalPrior):
+    def __call__(self, x):
+        return 0.5 * super().__call__(x) + 0.5 * x[::-1]
+
+
 def test_strong_damping_is_gradient_descent():
     x, y, mask = _window()
     cost = _cost()
@@ -284,6 +350,10 @@ def test_strong_damping_is_gradient_descent():
         (lambda: S.GaussNewton([0.1, 0.0]), "`damping` > 0"),
         (lambda: S.GaussNewton("much"), "`damping` to be a finite number"),
         (lambda: S.GaussNewton(linear_solver="lu"), "a solver of lineax, got 'lu'"),
+        (
+            lambda: S.GaussNewton(linear_solver=lx.Normal(S.BlockTridiagonal())),
+            "of the normal equations, got lx.Normal",
+        ),
         (lambda: _net(tx.DirectAdjoint(), num_steps=5), "num_steps = 5 steps, got 4"),
         (lambda: _net(tx.DirectAdjoint(), weights=(1.0, 2.0)), "4 steps, got 2"),
         (
@@ -303,6 +373,11 @@ def test_strong_damping_is_gradient_descent():
             "`direct` > 0 where it is learned",
         ),
         (lambda: S.GradientDescent([0.1, 0.2]), "`step_size` to be one number > 0"),
+        (
+            lambda: S.GradientDescent(np.array([0.1, 0.2])),
+            "`step_size` to be one number > 0",
+        ),
+        (lambda: S.Weight([[1.0], [1.0, 2.0]]), "to be a finite number"),
     ],
 )
 def test_bad_options_are_refused(make, message):

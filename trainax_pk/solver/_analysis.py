@@ -322,15 +322,18 @@ def _learned(
     solver, dtype, unit = step.solver, forecast.dtype, math.sqrt(step.unit_variance)
     offset, scale = (jnp.asarray(c, dtype) for c in (step.offset, step.scale))
     physical = lambda z: jnp.broadcast_to(offset, z.shape) + scale * z  # noqa: E731
-    background = lambda u: jnp.zeros(0, dtype)  # noqa: E731
+    background = lambda u: jnp.zeros((u.shape[0], 0), dtype)  # noqa: E731
     if step.background_cov is not None:
         back = whitener("background_cov", step.background_cov, forecast.shape, dtype)
-        background = lambda u: back(u).reshape(-1)  # noqa: E731
+        background = back
 
     def stacked(predicted: Array, u: Array) -> Array:
-        rows = (whiten(jnp.where(mask, predicted, 0.0)).reshape(-1), background(u))
+        parts = whiten(jnp.where(mask, predicted, 0.0)), background(u)
+        # Time by time, which some preconditioners need.
+        rows = [part.reshape(u.shape[0], -1) for part in parts]
         # The solver's batches have as many axes as its states.
-        return unit * jnp.concatenate(rows).reshape(-1, *[1] * (forecast.ndim - 1))
+        axes = [1] * (forecast.ndim - 2)
+        return unit * jnp.concatenate(rows, axis=1).reshape(u.shape[0], -1, *axes)
 
     def observation(z: Array) -> Array:
         u = physical(z)
@@ -347,7 +350,7 @@ def _learned(
     seen = jnp.ones(y.shape, bool)
     z = solve(
         batch(y, seen, initial=start), cost, solver.modulator, solver.num_steps,
-        solver_adjoint=solver.solver_adjoint,
+        solver_adjoint=solver.solver_adjoint, preconditioner=solver.preconditioner,
     )[0]  # fmt: skip
     state = physical(z)
     return Analysis(

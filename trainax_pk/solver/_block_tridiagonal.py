@@ -25,7 +25,8 @@ class BlockTridiagonal(lx.AbstractLinearSolver):
     three times apart share no row. Elimination forward and substitution backward are
     then a Kalman smoother in information form: O(num_times · n³).
 
-    Use it inside `lineax.Normal`, as solver of the linear systems of Gauss-Newton.
+    Inside `lineax.Normal` it solves the linear systems of optimistix's Gauss-Newton and
+    Levenberg-Marquardt; `tx.solver.GaussNewton` takes it as it is.
 
     Raises:
         ValueError: A vector that is not one array with a time axis and a state.

@@ -112,8 +112,8 @@ class ConvLSTMGradMod1D(AbstractGradMod):
     g = ∇U / s, (h, c) = ConvLSTM([g, x], h, c), δ = η ∇U + W h: W maps channels alone.
     s is the root mean square of the sample's gradient, by default that of the first step,
     so that later gradients tell how far the solve has come. The direct path η ∇U is left
-    out unless `direct` gives it; beside a preconditioner, whose directions are steps in
-    themselves, take `direct=1.0, normalise="none"`.
+    out unless `direct` gives it, and W starts at 0 beside it; with a preconditioner,
+    whose directions are steps in themselves, take `direct=1.0, normalise="none"`.
 
     Along "time", points are times and variables are channels. Along "space", points are
     the variables (a ring: padding "periodic") and times are channels. Along "both",
@@ -198,7 +198,7 @@ class ConvLSTMGradMod1D(AbstractGradMod):
         )
         self.cell, self.out = _layers(
             self.layout, num_channels, hidden_dim, kernel_size, padding,
-            with_state, key,
+            with_state, key, start=0.0 if direct else 1.0,
         )  # fmt: skip
 
     def init(self, x: Float[Array, "T N"]) -> LSTMState1D:
@@ -285,7 +285,7 @@ class ConvLSTMGradMod2D(AbstractGradMod):
         )
         self.cell, self.out = _layers(
             self.layout, num_channels, hidden_dim, kernel_size, padding,
-            with_state, key,
+            with_state, key, start=0.0 if direct else 1.0,
         )  # fmt: skip
 
     def init(self, x: Float[Array, "T H W"]) -> LSTMState2D:
@@ -320,6 +320,8 @@ def _layers(
     padding: Any,
     with_state: bool,  # noqa: FBT001
     key: PRNGKeyArray,
+    *,
+    start: float,
 ) -> tuple[ConvLSTMCell, Convolution]:
     check_count("hidden_dim", hidden)
     num_axes, channels = layout.num_axes, channels * layout.widening
@@ -330,7 +332,8 @@ def _layers(
     cell_key, out_key = jax.random.split(key)
     seen = channels * (2 if with_state else 1)
     cell = ConvLSTMCell(seen, hidden, kernel, borders, key=cell_key)
-    return cell, Convolution((hidden, channels), (1,) * num_axes, borders, key=out_key)
+    out = Convolution((hidden, channels), (1,) * num_axes, borders, key=out_key)
+    return cell, jax.tree.map(lambda x: start * x, out)
 
 
 def _empty(modulator: Any, x: Array) -> tuple[Array, Array, Array]:

@@ -1,8 +1,6 @@
 """The variational cost: how far a state is from the observations and from the prior."""
 
-import math
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Any
 
 import equinox as eqx
@@ -75,9 +73,18 @@ class Weight(eqx.Module):
         return jnp.exp(self.logarithm[-1] if self.logarithm.ndim else self.logarithm)
 
     def at(self, step: int | Array) -> "Weight":
-        """The weight of a step; itself where there is one number."""
+        """The weight of a step; itself where there is one number.
+
+        Raises:
+            IndexError: A step that there is no number for.
+        """
         if self.num_steps is None:
             return self
+        if isinstance(step, int) and not 0 <= step < self.num_steps:
+            raise IndexError(
+                f"Expected a step from 0 to {self.num_steps - 1}, got {step}: there is "
+                "one weight for each of them."
+            )
         logarithms = (
             jnp.log(jnp.asarray(self.fixed))
             if self.logarithm is None
@@ -88,18 +95,17 @@ class Weight(eqx.Module):
 
 
 def _numbers(value: Any, name: str) -> tuple[float, ...]:
-    one = isinstance(value, Real)
-    several = not one and not isinstance(value, str) and np.ndim(value) == 1
-    numbers = (value,) if one else tuple(value) if several else ()
-    if not numbers or not all(
-        isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v) and v >= 0
-        for v in numbers
-    ):
+    try:
+        numbers = np.asarray(value)
+    except ValueError:
+        numbers = np.asarray(None)  # of no shape that arrays have
+    kind_is_right = numbers.dtype.kind in "iuf" and numbers.ndim < 2 and numbers.size
+    if not kind_is_right or not np.all(np.isfinite(numbers) & (numbers >= 0)):
         raise ValueError(
             f"Expected `{name}` to be a finite number >= 0, or one for each step, got "
             f"{value!r}. Pass a Python float or a list of them."
         )
-    return tuple(float(v) for v in numbers)
+    return tuple(float(v) for v in numbers.reshape(-1))
 
 
 class VariationalCost(eqx.Module):
@@ -188,10 +194,13 @@ class VariationalCost(eqx.Module):
         mask: Bool[Array, "..."],
     ) -> Float[Array, ""]:
         """U(x)."""
-        misfit, departure = self.parts(x, y, mask)
-        return self.observation_weight.value() * _squares(
-            misfit
-        ) + self.prior_weight.value() * _squares(departure)
+        weights = self.observation_weight.value(), self.prior_weight.value()
+        parts = map(_squares, self.parts(x, y, mask))
+        # Weights may be of another precision than states.
+        return sum(
+            (w * part).astype(part.dtype)
+            for w, part in zip(weights, parts, strict=True)
+        )
 
     def parts(
         self,

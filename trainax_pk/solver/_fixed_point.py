@@ -60,7 +60,7 @@ def solve_4dvarnet_1d_fixedpoint(
 
     Args:
         batch: Observations, mask, and where to start.
-        cost: U.
+        cost: U; of weights that change from step to step, the last.
         modulator: What makes steps of gradients.
         rtol: A sample has converged when |T(x) − x| <= atol + rtol |x| in every entry.
         atol: See `rtol`.

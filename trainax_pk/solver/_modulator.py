@@ -186,7 +186,7 @@ def check_modulator(modulator: Any) -> None:
 def positive_factor(name: str, value: Any, *, learned: bool) -> Weight:
     """A positive number in front of a gradient, or a ValueError."""
     weight = Weight(value, learned=learned, name=name)
-    if value == 0 or weight.num_steps is not None:
+    if weight.num_steps is not None or weight.fixed == 0:
         raise ValueError(
             f"Expected `{name}` to be one number > 0, got {value!r}: 0 moves nothing. "
             "Pass a small number."
