@@ -7,9 +7,10 @@ objects at every call, without which it would compile anew each time: compilatio
 for neither. And seconds from the call to a held-out negative
 log-likelihood, compilation included, against the trainers of sbi (PyTorch) and sbijax, for
 an affine masked autoregressive flow of 5 layers of 2 × 50 units, 9000 pairs in batches of
-200, Adam at 5e-4. These two run in environments of their own, whose Pythons are named;
-sbijax 0.3.4 wants an old JAX (jax 0.4.33, flax 0.8.5, optax 0.2.3, chex 0.1.87, dm-haiku
-0.0.12, lineax 0.0.5, equinox 0.11.8, matplotlib 3.9.2).
+200, Adam at 5e-4; the loss is what all that are named reach, of which compilation is most
+of the seconds where it is high. These two run in environments of their own, whose Pythons
+are named; sbijax 0.3.4 wants an old JAX (jax 0.4.33, flax 0.8.5, optax 0.2.3, chex
+0.1.87, dm-haiku 0.0.12, lineax 0.0.5, equinox 0.11.8, matplotlib 3.9.2).
 
 Run: python -m benchmarks.amortized [--rounds 5] [--sbi <python>] [--sbijax <python>]
 """
@@ -232,8 +233,8 @@ def to_a_loss(pythons, rounds):
                 taken[who].append(result["curve"][there[0]][0])
                 epochs[who] = there[0] + 1
     rows = [
-        [who, sizes[who], epochs[who], f"{np.median(taken[who]):.1f}",
-         f"{np.median(taken[who]) / np.median(taken['ours']):.1f}"]
+        [who, sizes[who], epochs[who], f"{np.median(taken[who]):.2f}",
+         f"{np.median(taken[who]) / np.median(taken['ours']):.2f}"]
         for who in taken
     ]  # fmt: skip
     return rows, threshold
