@@ -90,8 +90,13 @@ def hardware() -> str:
     return device.device_kind.lower().replace(" ", "-")
 
 
-def report(name: str, question: str, body: str, conclusion: str = "") -> pathlib.Path:
-    """Prints a dated report and writes it to `results/<name>_<hardware>_<yyyymm>.md`."""
+def report(
+    name: str, question: str, body: str, conclusion: str = "", *, part: str = ""
+) -> pathlib.Path:
+    """Prints a dated report and writes it to `results/<name>_<hardware>_<yyyymm>.md`.
+
+    With a `part`, to `results/<name>_<part>_…`: one of several reports of a script.
+    """
     today = datetime.datetime.now(datetime.UTC).date()
     versions = ", ".join(f"{p} {_version(p)}" for p in _PACKAGES if _version(p))
     text = "\n".join(
@@ -108,7 +113,8 @@ def report(name: str, question: str, body: str, conclusion: str = "") -> pathlib
         ]
     )
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}_{hardware()}_{today:%Y%m}.md"
+    stem = f"{name}_{part}" if part else name
+    path = RESULTS / f"{stem}_{hardware()}_{today:%Y%m}.md"
     path.write_text(text)
     print(text)
     return path

@@ -222,18 +222,10 @@ def train(
         solver, history = trainer(solver, key=order_key)
         seconds += time.perf_counter() - began
         cpu_seconds += time.process_time() - cpu
-    test = windows(name)[1]
-    reconstruct(name, solver, Windows(*(x[:64] for x in test)))
-    cpu_test = time.process_time()
-    states = jax.block_until_ready(reconstruct(name, solver, test))
-    cpu_test = time.process_time() - cpu_test
-    whole, interior = errors(states, test.truth)
-    row = {
-        "whole": whole,
-        "interior": interior,
+    row, states = _tested(name, solver)
+    row |= {
         "train_seconds": seconds,
         "train_cpu_seconds": cpu_seconds,
-        "cpu_ms_per_window": 1e3 * cpu_test / test.truth.shape[0],
         "num_windows": CASES[name].num_train,
         "updates": sum(stage.updates for stage in stages),
         "last_loss": float(history.loss[-20:].mean()),
@@ -244,17 +236,23 @@ def train(
 def run_unlearned(name: str) -> dict[str, Any]:
     """Errors of the steps of Gauss and Newton without training or a network."""
     solver = make_solver(name, "Gauss-Newton, direct", key=jax.random.key(0))
+    return _tested(name, solver)[0]
+
+
+def _tested(name: str, solver: Any) -> tuple[dict[str, Any], jax.Array]:
+    """Errors on the test windows and milliseconds of a second call, and the states."""
     test = windows(name)[1]
     reconstruct(name, solver, Windows(*(x[:64] for x in test)))
     cpu = time.process_time()
     states = jax.block_until_ready(reconstruct(name, solver, test))
     cpu = time.process_time() - cpu
     whole, interior = errors(states, test.truth)
-    return {
+    row = {
         "whole": whole,
         "interior": interior,
         "cpu_ms_per_window": 1e3 * cpu / test.truth.shape[0],
     }
+    return row, states
 
 
 def reconstruct(name: str, solver: Any, data: Windows, size: int = 64) -> jax.Array:

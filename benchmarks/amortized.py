@@ -13,6 +13,7 @@ are named; sbijax 0.3.4 wants an old JAX (jax 0.4.33, flax 0.8.5, optax 0.2.3, c
 0.1.87, dm-haiku 0.0.12, lineax 0.0.5, equinox 0.11.8, matplotlib 3.9.2).
 
 Run: python -m benchmarks.amortized [--rounds 5] [--sbi <python>] [--sbijax <python>]
+     [--peers-only]
 """
 
 import argparse
@@ -245,27 +246,40 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sbi", help="a Python that has sbi")
     parser.add_argument("--sbijax", help="a Python that has sbijax")
+    parser.add_argument(
+        "--peers-only", action="store_true", help="without flowjax; a report of its own"
+    )
     parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.until is not None:
         sys.stdout.write(json.dumps(until(arguments.until)) + "\n")
         return
-    body = table(
-        ["flow", "parameters", "ms per epoch", "flowjax", "ratio",
-         f"held-out NLL after {LONG} epochs", "flowjax"],
-        beside_flowjax(arguments.rounds),
-    )  # fmt: skip
     pythons = {"sbi": arguments.sbi, "sbijax": arguments.sbijax}
     pythons = {who: python for who, python in pythons.items() if python}
+    parts = [
+        f"{NUM_PAIRS} pairs, θ of 4 entries, x of 8; medians of {arguments.rounds} "
+        "rounds, interleaved."
+    ]
+    if not arguments.peers_only:
+        parts.append(
+            table(
+                ["flow", "parameters", "ms per epoch", "flowjax", "ratio",
+                 f"held-out NLL after {LONG} epochs", "flowjax"],
+                beside_flowjax(arguments.rounds),
+            )
+        )  # fmt: skip
     if pythons:
         rows, threshold = to_a_loss(pythons, arguments.rounds)
-        body += f"\n\nTo a held-out NLL of {threshold:.3f}, from the first call:\n\n"
-        body += table(["trainer", "parameters", "epochs", "seconds", "ratio"], rows)
+        parts += [
+            f"To a held-out NLL of {threshold:.3f}, from the first call:",
+            table(["trainer", "parameters", "epochs", "seconds", "ratio"], rows),
+        ]
+    peers = ["flowjax"][arguments.peers_only :] + [*pythons]
     report(
         "amortized",
-        "Training of conditional flows beside flowjax, sbi and sbijax",
-        f"{NUM_PAIRS} pairs, θ of 4 entries, x of 8; medians of {arguments.rounds} "
-        "rounds, interleaved.\n\n" + body,
+        f"Training of conditional flows beside {', '.join(peers)}",
+        "\n\n".join(parts),
+        part="_".join(pythons) if arguments.peers_only else "",
     )
 
 

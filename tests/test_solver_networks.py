@@ -24,6 +24,12 @@ def _data(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
+def _moved(modulator):
+    """Off the zeros that its last layer starts at."""
+    where = lambda m: (m.out.weight, m.out.bias)  # noqa: E731
+    return eqx.tree_at(where, modulator, replace_fn=lambda x: x + 0.1)
+
+
 # One row per modulator: how it is made for N variables, and a state.
 MODULATORS = {
     "descent": (lambda: S.GradientDescent(0.3), (6, 3)),
@@ -40,7 +46,9 @@ MODULATORS = {
         (6, 3),
     ),
     "time, direct": (
-        lambda: S.ConvLSTMGradMod1D(3, 2, normalise="none", direct=0.7, key=KEY),
+        lambda: _moved(
+            S.ConvLSTMGradMod1D(3, 2, normalise="none", direct=0.7, key=KEY)
+        ),
         (6, 3),
     ),
     "space": (

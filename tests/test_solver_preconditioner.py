@@ -158,6 +158,12 @@ def _net(adjoint, num_steps=K, weights=(1.0, 3.0, 10.0, 30.0)):
     modulator = S.ConvLSTMGradMod1D(
         N, 4, direct=0.8, normalise="none", key=jax.random.key(1)
     )
+    # As after some training: the last layer starts at 0, and would hide the others.
+    modulator = eqx.tree_at(
+        lambda m: (m.out.weight, m.out.bias),
+        modulator,
+        replace_fn=lambda x: 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape),
+    )
     return S.FourDVarNet1D(
         S.DynamicalPrior(_stepper(), scale=3.0), modulator, num_steps,
         solver_adjoint=adjoint,
@@ -217,9 +223,18 @@ def test_steps_are_those_of_a_loop_with_the_weights_of_each_step():
         np.testing.assert_allclose(dense[i], x, rtol=1e-6, atol=1e-8)
 
 
+def test_beside_a_direct_path_a_network_starts_at_nothing():
+    modulator = S.ConvLSTMGradMod1D(N, 4, direct=0.8, key=jax.random.key(1))
+    x = _window()[0]
+    step, _ = modulator(2 * x, x, modulator.init(x))
+    np.testing.assert_allclose(step, 1.6 * x, rtol=1e-12)
+
+
 def test_every_weight_is_trained():
     gradient = _results("direct")[1]
     for part in (
+        gradient.modulator.cell.gates.bias,
+        gradient.modulator.out.weight,
         gradient.cost.prior_weight.logarithm,
         gradient.preconditioner.damping.logarithm,
         gradient.modulator.direct.logarithm,

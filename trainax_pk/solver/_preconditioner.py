@@ -79,7 +79,8 @@ class GaussNewton(AbstractPreconditioner):
     * `BlockTridiagonal()`, for a `DynamicalPrior` and observations of each time by
       itself (H(x) of shape `(T, *obs)`, row t a function of x_t): exact, by
       elimination along time. Compute is n directions of the model's linearisation at
-      each time and T · n³; a step that is differentiated keeps 2 T · n² numbers more.
+      each time and T · n³; a step that is differentiated needs 2 to 4 T · n² numbers
+      more.
       In single precision weights up to some 10⁶ times the damping are safe.
     * Any matrix-free solver of positive definite systems, for any prior; conjugate
       gradients by default. Compute is as many products with J and Jᵀ as it takes,
