@@ -375,7 +375,7 @@ def test_strong_damping_is_gradient_descent():
             lambda: S.VariationalCost(
                 S.IdentityPrior(), observation_weight=[1.0], prior_weight=[1.0, 2.0]
             ),
-            "as many observation weights",
+            "as many weights of each kind",
         ),
         (
             lambda: S.FourDVarNet1D(

@@ -24,6 +24,11 @@ from trainax_pk.solver._fixed_point import (
 )
 from trainax_pk.solver._four_d_var import strong_4dvar, weak_4dvar
 from trainax_pk.solver._four_d_var_net import FourDVarNet1D, FourDVarNet2D
+from trainax_pk.solver._inversion import (
+    ConvInversion1D,
+    ConvInversion2D,
+    Sequential,
+)
 from trainax_pk.solver._linear_interpolation import linear_interpolation
 from trainax_pk.solver._losses import reconstruction_loss
 from trainax_pk.solver._modulated_steps import (
@@ -55,6 +60,8 @@ __all__ = [
     "BlockTridiagonal",
     "ConvAEPrior1D",
     "ConvAEPrior2D",
+    "ConvInversion1D",
+    "ConvInversion2D",
     "ConvLSTMCell",
     "ConvLSTMGradMod1D",
     "ConvLSTMGradMod2D",
@@ -69,6 +76,7 @@ __all__ = [
     "LSTMState1D",
     "LSTMState2D",
     "MLPGradMod",
+    "Sequential",
     "VariationalCost",
     "Weight",
     "as_analysis_step",

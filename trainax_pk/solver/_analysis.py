@@ -353,6 +353,7 @@ def _learned(
         solver_adjoint=solver.solver_adjoint, preconditioner=solver.preconditioner,
     )[0]  # fmt: skip
     state = physical(z)
+    cost = cost.about(start[0, 0]) if cost.has_background else cost
     return Analysis(
         state=state,
         converged=jnp.isfinite(state).all(),

@@ -109,11 +109,15 @@ def _numbers(value: Any, name: str) -> tuple[float, ...]:
 
 
 class VariationalCost(eqx.Module):
-    """U(x) = w_o ‖m ⊙ (H(x) − y)‖² + w_p ‖x − Φ(x)‖² of one window.
+    """U(x) = w_o ‖m ⊙ (H(x) − y)‖² + w_p ‖x − Φ(x)‖² + w_b ‖x_0 − x^b‖² of one window.
 
     x: state `(T, *space)`; y: observations and m: mask, of the shape that H returns;
+    x^b: background, what is known of the first state before the window is observed;
     sums over all entries, so that with w_o = 1/σ² and a linear-Gaussian prior U/2 is the
     negative log posterior up to a constant.
+
+    The background differs from window to window: `about(x_b)` is the cost of one.
+    Solvers take the first state that they start from. Without w_b there is none.
 
     What stands in y where m does not hold is never read.
 
@@ -127,10 +131,13 @@ class VariationalCost(eqx.Module):
         observation: H, any function of one state; None is the identity.
         observation_weight: w_o.
         prior_weight: w_p.
+        background_weight: w_b.
+        background: x^b, or None before `about`.
 
     Raises:
         ValueError: A prior or operator that is not callable, negative weights; when
-            called, an H(x) of another shape than y, a Φ(x) of another shape than x.
+            called, an H(x) of another shape than y, a Φ(x) of another shape than x, a
+            weight of a background without one.
 
     Source: Fablet et al. 2021, doi:10.1029/2021MS002572.
 
@@ -141,12 +148,18 @@ class VariationalCost(eqx.Module):
         >>> x, y = jnp.array([[2.0], [4.0]]), jnp.array([[1.0], [jnp.nan]])
         >>> float(cost(x, y, ~jnp.isnan(y)))  # (2 - 1)² + 4 (1² + 2²)
         21.0
+        >>> cost = VariationalCost(lambda x: x / 2, background_weight=2.0)
+        >>> cost = cost.about(jnp.array([5.0]))
+        >>> float(cost(x, y, ~jnp.isnan(y)))  # (2 - 1)² + 1² + 2² + 2 (2 - 5)²
+        24.0
     """
 
     prior: Callable[[Array], Array]
     observation: Callable[[Array], Array] | None
     observation_weight: Weight
     prior_weight: Weight
+    background_weight: Weight
+    background: Float[Array, "..."] | None
 
     def __init__(
         self,
@@ -155,6 +168,7 @@ class VariationalCost(eqx.Module):
         *,
         observation_weight: float | Sequence[float] = 1.0,
         prior_weight: float | Sequence[float] = 1.0,
+        background_weight: float | Sequence[float] = 0.0,
         learn_weights: bool = False,
     ) -> None:
         """Checks and keeps.
@@ -164,7 +178,9 @@ class VariationalCost(eqx.Module):
             observation: H.
             observation_weight: w_o >= 0, or a positive number for each step.
             prior_weight: w_p >= 0, or a positive number for each step.
-            learn_weights: Train the logarithms of both weights.
+            background_weight: w_b >= 0, or a positive number for each step.
+            learn_weights: Train the logarithms of the weights; that of a background
+                which is 0 stays 0.
         """
         self.prior = check_prior(prior)
         if observation is not None and not callable(observation):
@@ -173,18 +189,26 @@ class VariationalCost(eqx.Module):
                 f"None, got {observation!r}. None observes the state itself."
             )
         self.observation = observation
-        self.observation_weight = Weight(
-            observation_weight, learned=learn_weights, name="observation_weight"
+        self.observation_weight, self.prior_weight, self.background_weight = (
+            Weight(weight, learned=learned, name=name)
+            for name, weight, learned in (
+                ("observation_weight", observation_weight, learn_weights),
+                ("prior_weight", prior_weight, learn_weights),
+                (
+                    "background_weight",
+                    background_weight,
+                    learn_weights and not _is_zero(background_weight),
+                ),
+            )
         )
-        self.prior_weight = Weight(
-            prior_weight, learned=learn_weights, name="prior_weight"
-        )
-        counts = self.observation_weight.num_steps, self.prior_weight.num_steps
-        if None not in counts and counts[0] != counts[1]:
+        self.background = None
+        check_flag("learn_weights", learn_weights)
+        counts = {w.num_steps for w in self._weights()} - {None}
+        if len(counts) > 1:
             raise ValueError(
-                f"Expected as many observation weights as prior weights where both "
-                f"change from step to step, got {counts[0]} and {counts[1]}. Pass one "
-                "number for each step of the solver, or one for all."
+                "Expected as many weights of each kind where several change from step "
+                f"to step, got {sorted(counts)}. Pass one number for each step of the "
+                "solver, or one for all."
             )
 
     def __call__(
@@ -194,8 +218,7 @@ class VariationalCost(eqx.Module):
         mask: Bool[Array, "..."],
     ) -> Float[Array, ""]:
         """U(x)."""
-        weights = self.observation_weight.value(), self.prior_weight.value()
-        parts = map(_squares, self.parts(x, y, mask))
+        weights, parts = self.weights(), map(_squares, self.parts(x, y, mask))
         # Weights may be of another precision than states.
         return sum(
             (w * part).astype(part.dtype)
@@ -207,8 +230,11 @@ class VariationalCost(eqx.Module):
         x: Float[Array, "T ..."],
         y: Float[Array, "..."],
         mask: Bool[Array, "..."],
-    ) -> tuple[Float[Array, "..."], Float[Array, "T ..."]]:
-        """What U squares, without the weights: m ⊙ (H(x) − y) and x − Φ(x)."""
+    ) -> tuple[Float[Array, "..."], ...]:
+        """What U squares, without the weights.
+
+        m ⊙ (H(x) − y), x − Φ(x) and, with w_b, x_0 − x^b.
+        """
         observed = x if self.observation is None else self.observation(x)
         projected = self.prior(x)
         for name, got, like in (("H(x)", observed, y), ("Φ(x)", projected, x)):
@@ -222,7 +248,35 @@ class VariationalCost(eqx.Module):
         # Both selections before the difference: no NaN of a gap enters a product.
         y = jnp.where(mask, y, jnp.zeros((), y.dtype))
         misfit = jnp.where(mask, observed - y, jnp.zeros((), observed.dtype))
-        return misfit, x - projected
+        if not self.has_background:
+            return misfit, x - projected
+        if self.background is None or self.background.shape != x.shape[1:]:
+            got = None if self.background is None else list(self.background.shape)
+            raise ValueError(
+                f"Expected a background of the shape {list(x.shape[1:])} beside "
+                f"`background_weight`, got {got}. Call cost.about(x_b) first; solvers "
+                "do."
+            )
+        return misfit, x - projected, x[0] - self.background.astype(x.dtype)
+
+    def about(self, background: Float[Array, "..."] | None) -> "VariationalCost":
+        """The cost of a window whose first state is expected to be `background`."""
+        where = lambda c: c.background  # noqa: E731
+        return eqx.tree_at(where, self, background, is_leaf=lambda x: x is None)
+
+    @property
+    def has_background(self) -> bool:
+        """Whether w_b is more than 0."""
+        return self.background_weight.fixed != 0
+
+    def weights(self) -> tuple[Any, ...]:
+        """Those of `parts`, in their order."""
+        return tuple(w.value() for w in self._weights())[
+            : 3 if self.has_background else 2
+        ]
+
+    def _weights(self) -> tuple[Weight, Weight, Weight]:
+        return self.observation_weight, self.prior_weight, self.background_weight
 
     def gradient(
         self,
@@ -236,14 +290,17 @@ class VariationalCost(eqx.Module):
     @property
     def num_steps(self) -> int | None:
         """How many steps there are weights for; None where they do not change."""
-        return self.observation_weight.num_steps or self.prior_weight.num_steps
+        return next((w.num_steps for w in self._weights() if w.num_steps), None)
 
     def at(self, step: int | Array) -> "VariationalCost":
         """The cost of a solver's step."""
-        weights = self.observation_weight.at(step), self.prior_weight.at(step)
-        where = lambda c: (c.observation_weight, c.prior_weight)  # noqa: E731
-        return eqx.tree_at(where, self, weights)
+        weights = tuple(weight.at(step) for weight in self._weights())
+        return eqx.tree_at(VariationalCost._weights, self, weights)
 
 
 def _squares(x: Array) -> Float[Array, ""]:
     return jnp.sum(jnp.square(x))
+
+
+def _is_zero(weight: Any) -> bool:
+    return isinstance(weight, int | float) and weight == 0

@@ -167,8 +167,10 @@ def _solve(
 
     def one(x: Array, y: Array, mask: Array) -> FixedPoint:
         # Everything is closed over: a prior may hold arrays that are no leaves of it.
+        here = cost.about(x[0]) if cost.has_background else cost
+
         def advance(x: Array, args: None) -> Array:
-            step, _ = modulator(cost.gradient(x, y, mask), x, None)
+            step, _ = modulator(here.gradient(x, y, mask), x, None)
             return x - step
 
         found = optx.fixed_point(

@@ -30,6 +30,10 @@ class FourDVarNet1D(eqx.Module):
     from x_0 = `batch.initial`, or the observations with zeros in the gaps. Prior,
     modulator and (if learned) weights are trained together, through all K steps.
 
+    With a `background_weight` w_b, U has the term w_b ‖x(0) − x_0(0)‖² as well: the
+    window's first state stays near the one that was handed in, be it a forecast or the
+    estimate of a network. Where a window begins unobserved little else is known of it.
+
     With a `preconditioner` the modulator sees its direction d in place of ∇U, such as
     that of Gauss and Newton; weights may be given for each step, from a cost that is
     smooth to the one that is meant. Both pay where errors grow, as over long windows of
@@ -94,6 +98,7 @@ class FourDVarNet1D(eqx.Module):
         observation: Callable[[Array], Array] | None = None,
         observation_weight: float | Sequence[float] = 1.0,
         prior_weight: float | Sequence[float] = 1.0,
+        background_weight: float | Sequence[float] = 0.0,
         learn_weights: bool = False,
     ) -> None:
         """Checks and keeps.
@@ -108,13 +113,15 @@ class FourDVarNet1D(eqx.Module):
             observation: H, a function of one state; None is the identity.
             observation_weight: w_o >= 0, or K positive numbers.
             prior_weight: w_p >= 0, or K positive numbers.
-            learn_weights: Train w_o and w_p, kept positive.
+            background_weight: w_b >= 0, or K positive numbers.
+            learn_weights: Train the weights, kept positive.
         """
         self.cost = VariationalCost(
             prior,
             observation,
             observation_weight=observation_weight,
             prior_weight=prior_weight,
+            background_weight=background_weight,
             learn_weights=learn_weights,
         )
         self.modulator, self.preconditioner = modulator, preconditioner
@@ -186,6 +193,7 @@ class FourDVarNet2D(eqx.Module):
         observation: Callable[[Array], Array] | None = None,
         observation_weight: float | Sequence[float] = 1.0,
         prior_weight: float | Sequence[float] = 1.0,
+        background_weight: float | Sequence[float] = 0.0,
         learn_weights: bool = False,
     ) -> None:
         """Checks and keeps.
@@ -200,13 +208,15 @@ class FourDVarNet2D(eqx.Module):
             observation: H, a function of one state; None is the identity.
             observation_weight: w_o >= 0, or K positive numbers.
             prior_weight: w_p >= 0, or K positive numbers.
-            learn_weights: Train w_o and w_p, kept positive.
+            background_weight: w_b >= 0, or K positive numbers.
+            learn_weights: Train the weights, kept positive.
         """
         self.cost = VariationalCost(
             prior,
             observation,
             observation_weight=observation_weight,
             prior_weight=prior_weight,
+            background_weight=background_weight,
             learn_weights=learn_weights,
         )
         self.modulator, self.preconditioner = modulator, preconditioner

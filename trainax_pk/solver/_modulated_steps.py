@@ -214,13 +214,19 @@ def _solve(
         cost, modulator, num_steps, adjoint, preconditioner
     )
     y, x = batch.observed(), batch.start()
+    background = x[:, 0] if cost.has_background else None
 
     def body(carry: Any) -> Any:
         n, x, memory = carry
         here = cost.at(n)
-        gradient = jax.vmap(here.gradient)(x, y, batch.mask)
+        window = x, y, batch.mask
+        gradient = jax.vmap(lambda b, *window: here.about(b).gradient(*window))(
+            background, *window
+        )
         if preconditioner is not None:
-            gradient = preconditioner.at(n).directions(gradient, here, x, y, batch.mask)
+            gradient = preconditioner.at(n).directions(
+                gradient, here, *window, background
+            )
         step, memory = jax.vmap(modulator)(gradient, x, memory)
         return n + 1, x - step, memory
 

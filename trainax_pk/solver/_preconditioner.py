@@ -51,18 +51,28 @@ class AbstractPreconditioner(eqx.Module):
         """The preconditioner of a solver's step; itself where all are alike."""
 
     def directions(
-        self, gradient: Array, cost: VariationalCost, x: Array, y: Array, mask: Array
+        self,
+        gradient: Array,
+        cost: VariationalCost,
+        x: Array,
+        y: Array,
+        mask: Array,
+        background: Array | None = None,
     ) -> Array:
-        """Of a batch.
+        """Of a batch, whose samples have a background each where there is any.
 
         One sample after another on a single CPU, where the matrices of one fit the
         cache and those of many do not; all at once elsewhere, so that a batch may be
         spread over devices.
         """
-        one = lambda sample: self(sample[0], cost, *sample[1:])  # noqa: E731
+
+        def one(sample: Any) -> Array:
+            gradient, background, *window = sample
+            return self(gradient, cost.about(background), *window)
+
         alone = jax.default_backend() == "cpu" and jax.device_count() == 1
         each = jax.lax.map if alone else lambda f, xs: jax.vmap(f)(xs)
-        return each(one, (gradient, x, y, mask))
+        return each(one, (gradient, background, x, y, mask))
 
 
 class GaussNewton(AbstractPreconditioner):
@@ -176,8 +186,7 @@ class GaussNewton(AbstractPreconditioner):
         full = jnp.promote_types(x.dtype, jnp.float32)
         x, y, b = x.astype(full), y.astype(full), (gradient / 2).astype(full)
         damping, *weights = (
-            jnp.asarray(w.value(), full)
-            for w in (self.damping, cost.observation_weight, cost.prior_weight)
+            jnp.asarray(w, full) for w in (self.damping.value(), *cost.weights())
         )
         _, push = jax.linearize(lambda x: cost.parts(x, y, mask), x)
         pull = jax.linear_transpose(push, x)
@@ -208,14 +217,14 @@ class GaussNewton(AbstractPreconditioner):
 
 def _blocks(
     cost: VariationalCost,
-    weights: tuple[Any, Any],
+    weights: list[Any],
     x: Array,
     y: Array,
     mask: Array,
     damping: Array,
 ) -> tuple[Array, Array]:
     """Diagonal blocks of JᵀJ + λ, `(T, n, n)`, and those below, `(T − 1, n, n)`."""
-    prior, (w_o, w_p) = cost.prior, weights
+    prior, (w_o, w_p, *w_b) = cost.prior, weights
     if type(prior).__call__ is not DynamicalPrior.__call__:
         raise ValueError(
             f"Expected a DynamicalPrior beside BlockTridiagonal, got {prior!r}: only "
@@ -235,6 +244,7 @@ def _blocks(
     outer = ahead.swapaxes(1, 2) @ -below
     # One entry for each of the state on the diagonal, added in one pass over the blocks.
     entries = damping + jnp.pad(squared, (1, 0))[:, None]
+    entries = entries.at[0].add(sum(w_b))
     if cost.observation is None:
         entries = entries + w_o * mask.reshape(num_times, n)
     entries = jnp.broadcast_to(entries, (num_times, n))[:, :, None]
