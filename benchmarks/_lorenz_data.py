@@ -74,13 +74,25 @@ def windows(name: str) -> tuple[Windows, Windows]:
     total = case.num_train + case.num_test
     run = _long_run(case.stepper, case.num_dofs, total * NUM_TIMES)
     truth = run.reshape(total, NUM_TIMES, case.num_dofs)
-    mask_key, noise_key = jax.random.split(jax.random.key(63 if "63" in name else 96))
-    mask = observation_mask(case, mask_key, total)
-    noise = jax.random.normal(noise_key, truth.shape) * NOISE_VARIANCE**0.5
-    data = Windows(truth, jnp.where(mask, truth + noise, 0.0), mask)
+    data = _observed(case, truth, jax.random.key(63 if "63" in name else 96))
     train = Windows(*(x[: case.num_train] for x in data))
     test = Windows(*(x[case.num_train :] for x in data))
     return train, test
+
+
+def observed_anew(name: str, offsets: tuple[int, ...], key: jax.Array) -> Windows:
+    """The training run cut at other places, with other masks and noise.
+
+    Windows that begin at `offsets` after those of `windows`.
+    """
+    truth = windows(name)[0].truth
+    run = truth.reshape(-1, truth.shape[2])
+    parts = []
+    for offset in offsets:
+        rest = run[offset:]
+        count = rest.shape[0] // NUM_TIMES
+        parts.append(rest[: count * NUM_TIMES].reshape(count, NUM_TIMES, -1))
+    return _observed(CASES[name], jnp.concatenate(parts), key)
 
 
 def shortened(data: Windows, num_times: int) -> Windows:
@@ -98,6 +110,13 @@ def shortened(data: Windows, num_times: int) -> Windows:
         x[:, : pieces * num_times].reshape(-1, num_times, x.shape[2]) for x in data
     )
     return Windows(truth, jnp.where(inner, observed, 0.0), mask & inner)
+
+
+def _observed(case: Case, truth: jax.Array, key: jax.Array) -> Windows:
+    mask_key, noise_key = jax.random.split(key)
+    mask = observation_mask(case, mask_key, truth.shape[0])
+    noise = jax.random.normal(noise_key, truth.shape) * NOISE_VARIANCE**0.5
+    return Windows(truth, jnp.where(mask, truth + noise, 0.0), mask)
 
 
 def observation_mask(case: Case, key: jax.Array, num_windows: int) -> jax.Array:

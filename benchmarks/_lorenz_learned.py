@@ -222,7 +222,7 @@ def train(
         solver, history = trainer(solver, key=order_key)
         seconds += time.perf_counter() - began
         cpu_seconds += time.process_time() - cpu
-    row, states = _tested(name, solver)
+    row, states = tested(name, solver)
     row |= {
         "train_seconds": seconds,
         "train_cpu_seconds": cpu_seconds,
@@ -236,10 +236,10 @@ def train(
 def run_unlearned(name: str) -> dict[str, Any]:
     """Errors of the steps of Gauss and Newton without training or a network."""
     solver = make_solver(name, "Gauss-Newton, direct", key=jax.random.key(0))
-    return _tested(name, solver)[0]
+    return tested(name, solver)[0]
 
 
-def _tested(name: str, solver: Any) -> tuple[dict[str, Any], jax.Array]:
+def tested(name: str, solver: Any) -> tuple[dict[str, Any], jax.Array]:
     """Errors on the test windows and milliseconds of a second call, and the states."""
     test = windows(name)[1]
     reconstruct(name, solver, Windows(*(x[:64] for x in test)))
@@ -255,16 +255,19 @@ def _tested(name: str, solver: Any) -> tuple[dict[str, Any], jax.Array]:
     return row, states
 
 
-def reconstruct(name: str, solver: Any, data: Windows, size: int = 64) -> jax.Array:
-    """States of all windows in physical units, some windows at a time."""
+def reconstruct(name: str, solver: Any, data: Windows) -> jax.Array:
+    """States of all windows in physical units."""
     mean, std = scale(name)
-    batch = batches(name, data)
-    count = data.truth.shape[0]
+    return solve_all(solver, batches(name, data)) * std + mean
+
+
+def solve_all(solver: Any, batch: tx.Batch1D, size: int = 64) -> jax.Array:
+    """Standardised states of all windows, some windows at a time."""
     parts = [
         _solve(solver, jax.tree.map(lambda x, i=i: x[i : i + size], batch))
-        for i in range(0, count, size)
+        for i in range(0, batch.batch_size, size)
     ]
-    return jnp.concatenate(parts) * std + mean
+    return jnp.concatenate(parts)
 
 
 _solve = eqx.filter_jit(lambda solver, batch: solver(batch))

@@ -20,6 +20,9 @@ from benchmarks._lorenz_data import CASES
 from benchmarks._lorenz_learned import METHODS as LEARNED
 from benchmarks._lorenz_learned import run_unlearned, train
 from benchmarks._lorenz_speed import compare_speed
+from benchmarks._lorenz_staged import CASE as STAGED_CASE
+from benchmarks._lorenz_staged import METHODS as STAGED
+from benchmarks._lorenz_staged import train_staged
 
 SEEDS = (0, 1, 2)
 # Shares of a case's updates, each with a schedule of its own.
@@ -34,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", nargs="*", choices=[*CASES], default=[*CASES])
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
-    parser.add_argument("--learned", nargs="*", choices=[*LEARNED], default=[*LEARNED])
+    parser.add_argument("--learned", nargs="*", choices=[*LEARNED, *STAGED])
     parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--report", action="store_true")
@@ -64,8 +67,9 @@ def _tasks(args: argparse.Namespace) -> dict[str, Any]:
             tasks[f"{case}/Gauss-Newton steps, untrained"] = lambda c=case: (
                 run_unlearned(c)
             )
-            for method in args.learned:
-                for seed in args.seeds:
+            known = [*LEARNED, *(STAGED if case == STAGED_CASE else ())]
+            for seed in args.seeds:
+                for method in (m for m in known if m in (args.learned or known)):
                     tasks[f"{case}/4DVarNet, {method}/{seed}"] = (
                         lambda c=case, m=method, s=seed: _learned(c, m, s)
                     )
@@ -84,7 +88,10 @@ def _tasks(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _learned(case: str, method: str, seed: int) -> dict[str, Any]:
-    row, states = train(case, method, seed)
+    if method in STAGED:
+        row, states = train_staged(method, seed)
+    else:
+        row, states = train(case, method, seed)
     return row | continued(case, states) if method.endswith("direct") else row
 
 

@@ -285,8 +285,9 @@ def _apply(network: Any, y: Array, mask: Array, start: Array | None) -> Array:
     if start is not None:
         misfit = jnp.where(mask, y - start, jnp.zeros((), y.dtype))
         seen = [misfit, seen[1], start.astype(y.dtype)]
-    h = first(jnp.concatenate([layout.points(x) for x in seen], axis=-1))
+    points = [layout.points(x) for x in seen]
+    h = first.outside_loops(jnp.concatenate(points, axis=-1))
     for layer in middle:
-        h = h + layer(jax.nn.silu(h))
-    out = layout.state(last(jax.nn.silu(h))).astype(y.dtype)
+        h = h + layer.outside_loops(jax.nn.silu(h))
+    out = layout.state(last.outside_loops(jax.nn.silu(h))).astype(y.dtype)
     return out if start is None else start + out

@@ -65,6 +65,23 @@ class Convolution(eqx.Module):
         out = _convolve(x, self.weight, self.padding)
         return out + jnp.broadcast_to(self.bias, out.shape)
 
+    def outside_loops(
+        self, x: Float[Array, "*points in"]
+    ) -> Float[Array, "*points out"]:
+        """The same by XLA's convolution, on a CPU twice as fast where no loop is."""
+        kernel = self.weight.shape[:-2]
+        for axis, (taps, border) in enumerate(zip(kernel, self.padding, strict=True)):
+            x = _padded(x, axis, taps // 2, border)
+        letters = "HWD"[: len(kernel)]
+        out = jax.lax.conv_general_dilated(
+            x[None],
+            self.weight.astype(x.dtype),
+            (1,) * len(kernel),
+            "VALID",
+            dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
+        )[0]
+        return out + jnp.broadcast_to(self.bias, out.shape)
+
 
 class Layout(eqx.Module):
     """Which axes of a state `(T, *space)` are points and which are channels.
