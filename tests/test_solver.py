@@ -302,6 +302,28 @@ def test_an_ensemble_of_solvers_under_vmap():
             "`prior_weight` to be a finite number >= 0, or one for each step, got -1.0",
         ),
         (
+            lambda: S.VariationalCost(jnp.sin, background_weight=-1.0),
+            "`background_weight` to be a finite number >= 0",
+        ),
+        (
+            lambda: S.VariationalCost(
+                jnp.sin, prior_weight=[1.0] * 2, background_weight=[1.0] * 3
+            ),
+            r"as many weights of each kind .* got \[2, 3\]",
+        ),
+        (
+            lambda: S.VariationalCost(jnp.sin, background_weight=1.0)(
+                jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones((2, 3), bool)
+            ),
+            r"a background of the shape \[3\] beside `background_weight`, got None",
+        ),
+        (
+            lambda: S.VariationalCost(jnp.sin, background_weight=1.0).about(
+                jnp.ones(2)
+            )(jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones((2, 3), bool)),
+            r"a background of the shape \[3\] beside `background_weight`, got \[2\]",
+        ),
+        (
             lambda: S.VariationalCost(jnp.sin, prior_weight=0.0, learn_weights=True),
             "`prior_weight` > 0 where it is learned",
         ),

@@ -65,6 +65,32 @@ def _closed_form(theta, mask, shape):
     return jnp.stack(out)
 
 
+def test_a_background_moves_the_fixed_point():
+    """(M + (1 − A)ᵀ(1 − A) + w_b P_0) x = M y + w_b P_0 x^b, a background a window."""
+    theta, _, start, shape, _ = _linear(1)
+    rng = np.random.default_rng(7)
+    y = jnp.asarray(rng.normal(size=start.shape))
+    mask = jnp.asarray(rng.uniform(size=start.shape) < 0.5)
+    prior = lambda x: (theta["prior"] @ x.reshape(-1)).reshape(shape)  # noqa: E731
+    residual = np.eye(y[0].size) - theta["prior"]
+    first = np.diag(np.arange(y[0].size) < shape[1]) * 0.8
+    want = [
+        np.linalg.solve(
+            np.diag(m.reshape(-1)) + residual.T @ residual + first,
+            jnp.where(m, y, 0.0).reshape(-1) + first @ x.reshape(-1),
+        ).reshape(shape)
+        for y, m, x in zip(y, mask, start, strict=True)
+    ]
+    cost = S.VariationalCost(prior, background_weight=0.8)
+    solve = _jit(
+        lambda batch: S.solve_4dvarnet_1d_fixedpoint(
+            batch, cost, S.GradientDescent(0.1), rtol=1e-12, atol=1e-12, max_steps=5000
+        )
+    )
+    found = solve(tx.Batch1D(y, mask, initial=start))
+    np.testing.assert_allclose(found.state, np.stack(want), atol=1e-9)
+
+
 MODULATORS = {
     "descent": lambda: S.GradientDescent(0.1),
     "descent, GMRES": lambda: S.GradientDescent(0.1),

@@ -37,11 +37,16 @@ def _window(seed=0):
 
 
 def _cost(operator=None, *, weighted=False, rate=1.0):
+    """With weights of times there is a background too."""
     weights = jnp.linspace(0.5, 2.0, T - 1) if weighted else None
     prior = S.DynamicalPrior(
         _stepper(rate), time_weights=weights, offset=1.0, scale=2.0
     )
-    return S.VariationalCost(prior, operator, observation_weight=0.7, prior_weight=3.0)
+    cost = S.VariationalCost(
+        prior, operator, observation_weight=0.7, prior_weight=3.0,
+        background_weight=0.9 if weighted else 0.0,
+    )  # fmt: skip
+    return cost.about(jnp.arange(1.0, N + 1)) if weighted else cost
 
 
 def _direction(solver, cost, x, y, mask, damping=0.1):
@@ -56,10 +61,15 @@ def test_direction_is_that_of_the_dense_normal_equations(name, operator, weighte
     cost, window = _cost(OPERATORS[operator], weighted=weighted), _window()
 
     def residuals(x):
-        misfit, departure = cost.parts(x, *window[1:])
-        return jnp.concatenate(
-            [0.7**0.5 * misfit.reshape(-1), 3.0**0.5 * departure.reshape(-1)]
-        )
+        y = jnp.nan_to_num(window[1])
+        seen = x if OPERATORS[operator] is None else OPERATORS[operator](x)
+        parts = [
+            0.7**0.5 * jnp.where(window[2], seen - y, 0.0),
+            3.0**0.5 * (x - cost.prior(x)),
+        ]
+        if weighted:
+            parts.append(0.9**0.5 * (x[0] - jnp.arange(1.0, N + 1)))
+        return jnp.concatenate([part.reshape(-1) for part in parts])
 
     x = window[0]
     matrix = _jit(jax.jacfwd(residuals))(x).reshape(-1, T * N)
@@ -77,21 +87,29 @@ def test_derivative_through_a_direction(name, operator):
     rng = np.random.default_rng(2)
     cotangent = jnp.asarray(rng.normal(size=x.shape))
 
-    def value(x, rate, log_weight, log_damping):
+    def value(x, rate, log_weights, log_damping, background):
+        where = lambda c: (c.prior_weight, c.background_weight)  # noqa: E731
         cost = eqx.tree_at(
-            lambda c: c.prior_weight,
-            _cost(OPERATORS[operator], weighted=True, rate=rate),
-            S.Weight(1.0, learned=True),
+            where,
+            _cost(OPERATORS[operator], weighted=True, rate=rate).about(background),
+            (S.Weight(1.0, learned=True),) * 2,
         )
-        cost = eqx.tree_at(lambda c: c.prior_weight.logarithm, cost, log_weight)
+        cost = eqx.tree_at(
+            lambda c: tuple(weight.logarithm for weight in where(c)),
+            cost,
+            tuple(log_weights),
+        )
         newton = S.GaussNewton(1.0, learned=True, linear_solver=SOLVERS[name])
         newton = eqx.tree_at(lambda p: p.damping.logarithm, newton, log_damping)
         found = newton(cost.gradient(x, y, mask), cost, x, y, mask)
         return jnp.vdot(cotangent, found)
 
-    at = (x, jnp.asarray(0.9), jnp.asarray(0.4), jnp.asarray(-1.5))
+    at = (
+        x, jnp.asarray(0.9), jnp.asarray([0.4, -0.3]), jnp.asarray(-1.5),
+        jnp.asarray(rng.normal(size=N)),
+    )  # fmt: skip
     along = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), at)
-    slope = _jit(jax.grad(value, argnums=(0, 1, 2, 3)))(*at)
+    slope = _jit(jax.grad(value, argnums=(0, 1, 2, 3, 4)))(*at)
     compiled = _jit(value)
     moved = lambda h: compiled(*(a + h * b for a, b in zip(at, along, strict=True)))  # noqa: E731
     want = (moved(1e-5) - moved(-1e-5)) / 2e-5
@@ -100,7 +118,8 @@ def test_derivative_through_a_direction(name, operator):
 
 
 @solvers
-def test_one_step_solves_a_linear_problem(name):
+@pytest.mark.parametrize("weight", [0.0, 1.5])
+def test_one_step_solves_a_linear_problem(name, weight):
     """The smoother of a linear model, without damping to speak of."""
     x, y, mask = _window()
     a = jnp.asarray(
@@ -109,13 +128,15 @@ def test_one_step_solves_a_linear_problem(name):
     stepper = lambda u: a @ u  # noqa: E731
     mask = mask.at[0].set(True)
     y = jnp.where(mask, jnp.nan_to_num(y), jnp.nan)
+    known = {"background": x[0], "background_cov": 1 / weight} if weight else {}
     found = S.weak_4dvar(
-        stepper, y, mask, initial=x, obs_err_cov=0.5, model_err_cov=0.2, max_steps=200
-    )
+        stepper, y, mask, initial=x, obs_err_cov=0.5, model_err_cov=0.2,
+        max_steps=200, **known,
+    )  # fmt: skip
     net = S.FourDVarNet1D(
         S.DynamicalPrior(stepper), S.GradientDescent(1.0), 1,
         preconditioner=S.GaussNewton(1e-11, linear_solver=SOLVERS[name]),
-        observation_weight=2.0, prior_weight=5.0,
+        observation_weight=2.0, prior_weight=5.0, background_weight=weight,
     )  # fmt: skip
     got = _jit(lambda b: net(b))(tx.Batch1D(y[None], mask[None], initial=x[None]))[0]
     np.testing.assert_allclose(got, found.state, atol=1e-6)
@@ -170,7 +191,7 @@ def _net(adjoint, num_steps=K, weights=(1.0, 3.0, 10.0, 30.0)):
         preconditioner=S.GaussNewton(
             [0.4, 0.3, 0.2, 0.1], learned=True, linear_solver=S.BlockTridiagonal()
         ),
-        prior_weight=list(weights), learn_weights=True,
+        prior_weight=list(weights), background_weight=0.6, learn_weights=True,
     )  # fmt: skip
 
 
@@ -216,7 +237,9 @@ def test_steps_are_those_of_a_loop_with_the_weights_of_each_step():
         for w, damping in zip(
             (1.0, 3.0, 10.0, 30.0), (0.4, 0.3, 0.2, 0.1), strict=True
         ):
-            cost = S.VariationalCost(net.prior, prior_weight=w)
+            cost = S.VariationalCost(
+                net.prior, prior_weight=w, background_weight=0.6
+            ).about(batch.initial[i][0])
             d = _direction(lx.CG(rtol=1e-13, atol=1e-13), cost, x, y, mask, damping)
             step, memory = plain(d, x, memory)
             x = x - (0.8 * d + step)
@@ -236,6 +259,7 @@ def test_every_weight_is_trained():
         gradient.modulator.cell.gates.bias,
         gradient.modulator.out.weight,
         gradient.cost.prior_weight.logarithm,
+        gradient.cost.background_weight.logarithm,
         gradient.preconditioner.damping.logarithm,
         gradient.modulator.direct.logarithm,
     ):
