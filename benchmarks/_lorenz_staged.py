@@ -16,12 +16,12 @@ from benchmarks._lorenz_learned import ADJOINTS, batches, scale, solve_all, test
 CASE = "l96"
 METHODS = {f"between networks, {adjoint}": adjoint for adjoint in ADJOINTS}
 # Channels, layers, updates, windows of an update, peak of the learning rate.
-GUESS = (64, 10, 1_200, 8, 2e-3)
+GUESS = (64, 10, 1_600, 8, 2e-3)
 CORRECTION = (32, 4, 800, 8, 2e-3)
 # Of the solver: K, updates, windows of an update, peak of the learning rate.
-SOLVE = (12, 100, 2, 1e-1)
+SOLVE = (12, 100, 2, 2e-2)
 # Before training; that of the observations is 1.
-PRIOR_WEIGHTS, BACKGROUND_WEIGHT, DAMPING = (70.0, 1e5), 0.4, 0.02
+PRIOR_WEIGHTS, BACKGROUND_WEIGHT, DAMPING = (70.0, 3e4), 0.4, 0.03
 OFFSETS = (0, 50, 100, 150)
 
 
