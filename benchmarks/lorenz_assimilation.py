@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
+    if STAGED_CASE not in args.cases and set(args.learned or ()) & set(STAGED):
+        parser.error(f"Of {list(STAGED)} there is {STAGED_CASE} alone.")
     if args.report:
         _lorenz_report.write(_load())
         return

@@ -194,6 +194,17 @@ def test_learned_solver_2d_takes_forecast_operator_and_covariance():
     np.testing.assert_allclose(found, expected, atol=1e-8)
 
 
+def test_a_solvers_own_background_stands_for_the_covariance():
+    """w_b of states divided by s is B = s² / w_b."""
+    solver, scale = _descent(background_weight=0.4), 1.5
+    step = as_analysis_step(solver, scale=scale)
+    found = step(
+        FORECAST[None], OBS[None], obs_op=Linear(jnp.asarray(H)), obs_err_cov=R
+    )
+    want = _kalman(FORECAST, OBS, H, R, scale**2 / 0.4 * np.eye(SIZE))
+    np.testing.assert_allclose(found[0], want, atol=1e-6)
+
+
 class Forward(eqx.Module):
     """The contract of a forward model."""
 
@@ -265,6 +276,12 @@ CALL = {"obs_op": _identity, "obs_err_cov": 1.0}
         (lambda: as_analysis_step(lx.QR()), "`background_cov`, got None"),
         (lambda: as_analysis_step(_descent(), windowed=False), "windowed=True"),
         (lambda: as_analysis_step(_descent(), unit_variance=0.0), "`unit_variance`"),
+        (
+            lambda: as_analysis_step(
+                _descent(background_weight=1.0), background_cov=1.0
+            ),
+            "got both, which would count the forecast twice",
+        ),
         (lambda: as_analysis_step(lx.QR(), background_cov=1.0, windowed=1), "windowed"),
         (
             lambda: as_analysis_step(lx.QR(), background_cov=1.0, max_steps=0),

@@ -312,6 +312,14 @@ def test_an_ensemble_of_solvers_under_vmap():
             r"as many weights of each kind .* got \[2, 3\]",
         ),
         (
+            lambda: S.VariationalCost(jnp.sin).about(jnp.ones(3)),
+            "a `background_weight` > 0 before a background",
+        ),
+        (
+            lambda: S.VariationalCost(jnp.sin, learn_weights=1),
+            "Expected `learn_weights` to be",
+        ),
+        (
             lambda: S.VariationalCost(jnp.sin, background_weight=1.0)(
                 jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones((2, 3), bool)
             ),
@@ -334,6 +342,35 @@ def test_an_ensemble_of_solvers_under_vmap():
 def test_bad_solvers_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_background_is_the_start_unless_it_is_set():
+    """Persistence and nothing observed: states end where the background is."""
+    cost = S.VariationalCost(
+        lambda x: jnp.concatenate([x[:1], x[:-1]]), background_weight=1.0
+    )
+    y = jnp.ones((2, 3, 1))
+    start = jnp.array([1.0, 2.0])[:, None, None] * y
+    batch = tx.Batch1D(y, y < 0, initial=start)
+    descent = S.GradientDescent(0.2)
+    solve = lambda cost: S.solve_4dvarnet_1d(batch, cost, descent, 300)  # noqa: E731
+    np.testing.assert_allclose(solve(cost), start, atol=1e-9)
+    five = jnp.array([5.0])
+    np.testing.assert_allclose(solve(cost.about(five)), 5.0, atol=1e-6)
+    fixed = S.solve_4dvarnet_1d_fixedpoint(
+        batch, cost.about(five), descent, rtol=1e-9, atol=1e-9, max_steps=1000
+    )
+    np.testing.assert_allclose(fixed.state, 5.0, atol=1e-6)
+    for solve in (S.solve_4dvarnet_1d, S.solve_4dvarnet_1d_fixedpoint):
+        with pytest.raises(ValueError, match="`initial` beside `background_weight`"):
+            solve(tx.Batch1D(y, y > 0), cost, descent)
+
+
+def test_no_background_stays_none_where_weights_are_learned():
+    for zero in (0, 0.0, np.float32(0), jnp.zeros(())):
+        cost = S.VariationalCost(jnp.sin, background_weight=zero, learn_weights=True)
+        assert not cost.has_background
+        assert len(jax.tree.leaves(cost)) == 2
 
 
 def _named(name):

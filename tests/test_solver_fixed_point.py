@@ -89,6 +89,14 @@ def test_a_background_moves_the_fixed_point():
     )
     found = solve(tx.Batch1D(y, mask, initial=start))
     np.testing.assert_allclose(found.state, np.stack(want), atol=1e-9)
+    # The background is data, and has a derivative.
+    along = jnp.asarray(rng.normal(size=start.shape))
+    value = lambda x: jnp.vdot(along, solve(tx.Batch1D(y, mask, initial=x)).state)  # noqa: E731
+    slope = _jit(jax.grad(value))(start)
+    for i, m in enumerate(mask):
+        hessian = np.diag(m.reshape(-1)) + residual.T @ residual + first
+        want = first @ np.linalg.solve(hessian, along[i].reshape(-1))
+        np.testing.assert_allclose(slope[i].reshape(-1), want, atol=1e-8)
 
 
 MODULATORS = {

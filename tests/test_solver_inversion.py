@@ -95,15 +95,53 @@ def _by_hand(network, y, mask, start):
 
 @layouts
 @pytest.mark.parametrize("refine", [False, True])
-def test_network_is_its_equation(name, refine):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_network_is_its_equation(name, refine, dtype):
+    """Single precision takes another way than double."""
     network, shape = _network(name, refine=refine)
     batch = _batch(shape)
+    network, batch = jax.tree.map(
+        lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, (network, batch)
+    )
     want = [
         _by_hand(network, *window)
         for window in zip(batch.input, batch.mask, batch.initial, strict=True)
     ]
     got = _jit(lambda b: network(b))(batch)
-    np.testing.assert_allclose(got, jnp.stack(want), rtol=1e-10, atol=1e-12)
+    assert got.dtype == dtype
+    near = 1e-5 if dtype == "float32" else 1e-12
+    np.testing.assert_allclose(got, jnp.stack(want), rtol=near, atol=near)
+
+
+def test_low_precision_is_that_of_the_weights():
+    """Observations in half precision do not take the weights down with them."""
+    network, shape = _network("time")
+    network = jax.tree.map(
+        lambda x: x.astype("float32") if eqx.is_inexact_array(x) else x, network
+    )
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(6, 12)), "bfloat16")
+    layer = network.layers[0]
+    np.testing.assert_allclose(layer.outside_loops(x), layer(x), rtol=1e-5, atol=1e-6)
+    batch = jax.tree.map(
+        lambda x: x.astype("bfloat16") if x.dtype != bool else x, _batch(shape)
+    )
+    assert network(batch).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("patch", "kernel", "depth"), [(1, 3, 2), (4, 3, 1), (2, 5, 1)]
+)
+def test_a_state_depends_on_what_the_docstring_says(patch, kernel, depth):
+    network = S.ConvInversion1D(
+        1, 3, depth, kernel_size=kernel, patch=patch, key=jax.random.key(2)
+    )
+    seen = jnp.ones((1, 48, 1), bool)
+    slope = jax.jacobian(lambda y: network(tx.Batch1D(y, seen))[0, :, 0])(
+        jnp.ones((1, 48, 1))
+    )[:, 0, :, 0]
+    there = np.argwhere(np.asarray(slope) != 0)
+    reach = (depth + 2) * (kernel // 2) * patch + patch - 1
+    assert np.abs(there[:, 0] - there[:, 1]).max() == reach
 
 
 @layouts
@@ -205,6 +243,23 @@ def test_all_stages_are_differentiated():
     assert all(jnp.any(x != 0) for x in jax.tree.leaves(slope.stages[0]))
 
 
+def test_a_solve_of_one_step_hands_back_through_its_background_alone():
+    (guess, _, _), shape = _stages()
+    batch = _batch(shape)
+
+    def slope(weight):
+        solver = S.FourDVarNet1D(
+            S.DynamicalPrior(tx.sample_data.make_lorenz_63_stepper(0.02)),
+            S.GradientDescent(0.02), 3,
+            solver_adjoint=tx.OneStepAdjoint(), background_weight=weight,
+        )  # fmt: skip
+        loss = lambda g: jnp.mean(S.Sequential([g, solver])(batch) ** 2)  # noqa: E731
+        return eqx.filter_jit(eqx.filter_grad(loss))(guess).layers[0].weight
+
+    assert not slope(0.0).any()
+    assert slope(0.5).any()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -229,7 +284,19 @@ def test_all_stages_are_differentiated():
         (lambda: S.Sequential([_conv()])(jnp.ones(3)), "to get a batch, got"),
         (
             lambda: S.Sequential([lambda b: b.observed()[0]])(_batch((4, 2))),
-            "states of 2 windows",
+            "states .* of 2 windows",
+        ),
+        (
+            lambda: S.Sequential([lambda b: b.observed()[:, 0, 0]])(_batch((4, 2))),
+            r"states .* of 2 windows, got float64\[2\]",
+        ),
+        (
+            lambda: S.Sequential([lambda b: (b.observed(),)])(_batch((4, 2))),
+            "windows, got tuple",
+        ),
+        (
+            lambda: S.Sequential([lambda b: b.mask])(_batch((4, 2))),
+            "windows, got bool",
         ),
     ],
 )

@@ -138,7 +138,9 @@ def as_analysis_step(
     | of optimistix, such as `optx.LevenbergMarquardt(...)` | the minimiser: 3D-Var |
     | `FourDVarNet1D`, `FourDVarNet2D` | its K steps from x_f on 2 w_o J and its prior |
 
-    A learned solver needs no B: then J has its first term alone.
+    A learned solver needs no B: then J has its first term alone. Its own
+    `background_weight` w_b, in the units it was trained in, draws the first state to
+    that of the forecast instead of B; the two together would count it twice.
 
     Args:
         solver: One of the above.
@@ -179,6 +181,11 @@ def as_analysis_step(
         raise ValueError(
             "Expected `windowed=True` with a learned solver, which reconstructs windows "
             "(num_times, *state), got False."
+        )
+    if kind == "learned" and background_cov is not None and solver.cost.has_background:
+        raise ValueError(
+            "Expected `background_cov` or a learned solver with `background_weight`, got "
+            "both, which would count the forecast twice. Leave `background_cov` out."
         )
     if kind != "learned" and background_cov is None:
         raise ValueError(
@@ -353,7 +360,8 @@ def _learned(
         solver_adjoint=solver.solver_adjoint, preconditioner=solver.preconditioner,
     )[0]  # fmt: skip
     state = physical(z)
-    cost = cost.about(start[0, 0]) if cost.has_background else cost
+    if cost.has_background and cost.background is None:
+        cost = cost.about(start[0, 0])
     return Analysis(
         state=state,
         converged=jnp.isfinite(state).all(),

@@ -117,7 +117,8 @@ class VariationalCost(eqx.Module):
     negative log posterior up to a constant.
 
     The background differs from window to window: `about(x_b)` is the cost of one.
-    Solvers take the first state that they start from. Without w_b there is none.
+    Solvers take the first state of `batch.initial`, or what was set by `about`, which
+    then is the background of all windows. Without w_b there is none.
 
     What stands in y where m does not hold is never read.
 
@@ -132,7 +133,8 @@ class VariationalCost(eqx.Module):
         observation_weight: w_o.
         prior_weight: w_p.
         background_weight: w_b.
-        background: x^b, or None before `about`.
+        background: x^b, or None before `about`. Like all arrays of a model it is trained
+            where a whole cost is: set it inside the loss, or leave it to the solvers.
 
     Raises:
         ValueError: A prior or operator that is not callable, negative weights; when
@@ -183,6 +185,7 @@ class VariationalCost(eqx.Module):
                 which is 0 stays 0.
         """
         self.prior = check_prior(prior)
+        check_flag("learn_weights", learn_weights)
         if observation is not None and not callable(observation):
             raise ValueError(
                 f"Expected `observation` to be a function x -> H(x) of one state or "
@@ -202,7 +205,6 @@ class VariationalCost(eqx.Module):
             )
         )
         self.background = None
-        check_flag("learn_weights", learn_weights)
         counts = {w.num_steps for w in self._weights()} - {None}
         if len(counts) > 1:
             raise ValueError(
@@ -259,8 +261,14 @@ class VariationalCost(eqx.Module):
             )
         return misfit, x - projected, x[0] - self.background.astype(x.dtype)
 
-    def about(self, background: Float[Array, "..."] | None) -> "VariationalCost":
+    def about(self, background: Float[Array, "..."]) -> "VariationalCost":
         """The cost of a window whose first state is expected to be `background`."""
+        if not self.has_background:
+            raise ValueError(
+                "Expected a `background_weight` > 0 before a background, got 0: it would "
+                "change nothing. Build the cost with one."
+            )
+        background = jnp.asarray(background)
         where = lambda c: c.background  # noqa: E731
         return eqx.tree_at(where, self, background, is_leaf=lambda x: x is None)
 
@@ -303,4 +311,21 @@ def _squares(x: Array) -> Float[Array, ""]:
 
 
 def _is_zero(weight: Any) -> bool:
-    return isinstance(weight, int | float) and weight == 0
+    try:
+        return np.ndim(weight) == 0 and bool(weight == 0)
+    except ValueError:  # numbers of uneven rows: refused as a weight
+        return False
+
+
+def backgrounds(cost: VariationalCost, batch: Any) -> Float[Array, "B ..."] | None:
+    """The first state of every window's start where the cost asks for it, or None."""
+    if not cost.has_background or cost.background is not None:
+        return None
+    if batch.initial is None:
+        raise ValueError(
+            "Expected a batch with `initial` beside `background_weight`, got None: the "
+            "first state of the start is the background, and zeros in the gaps of the "
+            "observations say nothing. Pass a forecast, an interpolation or the states "
+            "of a network, or set one background for all by cost.about(x_b)."
+        )
+    return batch.initial[:, 0]

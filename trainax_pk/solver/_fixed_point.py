@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from trainax_pk._batch import Batch1D, Batch2D, check_batch
 from trainax_pk._tree import check_count, check_flag
-from trainax_pk.solver._cost import VariationalCost
+from trainax_pk.solver._cost import VariationalCost, backgrounds
 from trainax_pk.solver._modulator import (
     AbstractGradMod,
     GradientDescent,
@@ -52,7 +52,9 @@ def solve_4dvarnet_1d_fixedpoint(
     The derivative is that of the solution, by the implicit function theorem: from
     x⋆ = T(x⋆, θ), dx⋆/dθ = (1 − ∂T/∂x)⁻¹ ∂T/∂θ, with a linear solve that applies
     ∂T/∂x and never forms it. Memory is that of one step whatever the number of steps,
-    and `batch.initial` has no influence on x⋆ or its derivative.
+    and `batch.initial` has no influence on x⋆ or its derivative, unless its first state
+    is the background of a cost with a `background_weight`: then x⋆ has a derivative in
+    it as in any other data.
 
     The modulator must have no state: `GradientDescent`, or
     `MLPGradMod(normalise=False)`, whose fixed points are those of the cost, ∇U = 0.
@@ -165,9 +167,9 @@ def _solve(
     adjoint = optx.ImplicitAdjoint(linear_solver)
     solver = optx.FixedPointIteration(rtol=rtol, atol=atol)
 
-    def one(x: Array, y: Array, mask: Array) -> FixedPoint:
+    def one(x: Array, y: Array, mask: Array, *background: Array) -> FixedPoint:
         # Everything is closed over: a prior may hold arrays that are no leaves of it.
-        here = cost.about(x[0]) if cost.has_background else cost
+        here = cost.about(*background) if background else cost
 
         def advance(x: Array, args: None) -> Array:
             step, _ = modulator(here.gradient(x, y, mask), x, None)
@@ -188,7 +190,9 @@ def _solve(
             found.result == optx.RESULTS.successful,
         )
 
-    out = jax.vmap(one)(start, y, batch.mask)
+    background = backgrounds(cost, batch)
+    each = () if background is None else (background,)
+    out = jax.vmap(one)(start, y, batch.mask, *each)
     if not throw:
         return out
     state = eqx.error_if(

@@ -31,8 +31,9 @@ class FourDVarNet1D(eqx.Module):
     modulator and (if learned) weights are trained together, through all K steps.
 
     With a `background_weight` w_b, U has the term w_b ‖x(0) − x_0(0)‖² as well: the
-    window's first state stays near the one that was handed in, be it a forecast or the
-    estimate of a network. Where a window begins unobserved little else is known of it.
+    window's first state stays near that of `batch.initial`, which then is needed, be it
+    a forecast or the estimate of a network. Where a window begins unobserved little else
+    is known of it.
 
     With a `preconditioner` the modulator sees its direction d in place of ∇U, such as
     that of Gauss and Newton; weights may be given for each step, from a cost that is
@@ -62,7 +63,7 @@ class FourDVarNet1D(eqx.Module):
     Raises:
         ValueError: A prior or operator that is no function, no modulator, a count below
             1, an adjoint of another layer; when called, no `Batch1D`, shapes that do not
-            fit.
+            fit, a background weight without `batch.initial`.
 
     Source: Fablet et al. 2021, doi:10.1029/2021MS002572.
 

@@ -34,8 +34,10 @@ class ConvInversion1D(eqx.Module):
     correction of another solver's states, which begins at 0.
 
     Axes, borders and patches are those of `ConvLSTMGradMod1D`. A state at one point
-    depends on observations up to `(depth + 2) · (kernel_size // 2) · patch` away.
-    Compute is that of depth convolutions of hidden_dim to hidden_dim channels.
+    depends on observations up to `(depth + 2) · (kernel_size // 2) · patch + patch − 1`
+    away. Compute is that of depth convolutions of hidden_dim to hidden_dim channels. In
+    a loop of your own, compile with `tx.engine.fast_convolutions` on a CPU: XLA's
+    derivatives of convolutions are slow there. Trainers do.
 
     Attributes:
         layers: W_0, …, W_depth, W.
@@ -180,8 +182,13 @@ class Sequential(eqx.Module):
 
     x̂ = s_n(… s_1(batch)): stage i gets the batch with `initial` = the states of stage
     i − 1, such as a network, a `FourDVarNet1D` that starts from its states, and a
-    network that corrects what remains. Any function of a batch is a stage. All stages
-    are differentiated through; where that is too long, train one after another, each on
+    network that corrects what remains. Any function of a batch is a stage, and one that
+    is listed twice is two, each with its own weights.
+
+    All stages are differentiated through, as far as their adjoints reach: of a solver
+    with `OneStepAdjoint`, or `KStepAdjoint(k)` with k < K, nothing comes back to its
+    start (but through the background), and the stages before it learn nothing from those
+    after it. Where training the whole is too long, train one after another, each on
     batches whose `initial` holds the states so far.
 
     Attributes:
@@ -189,7 +196,7 @@ class Sequential(eqx.Module):
 
     Raises:
         ValueError: No stages, or one that is not callable; when called, no batch, or a
-            stage whose states are not of as many windows.
+            stage that returns no floating array `(B, T, ...)` of as many windows.
 
     Example:
         >>> import jax.numpy as jnp
@@ -220,12 +227,7 @@ class Sequential(eqx.Module):
             )
         for stage in self.stages:
             states = stage(batch)
-            if jnp.shape(states)[:1] != (batch.batch_size,):
-                raise ValueError(
-                    f"Expected a stage to return states of {batch.batch_size} windows, "
-                    f"got the shape {list(jnp.shape(states))} from {stage!r}. A stage "
-                    "takes a batch, not one window."
-                )
+            _check_states(states, batch.batch_size, stage)
             batch = eqx.tree_at(
                 lambda b: b.initial, batch, states, is_leaf=lambda x: x is None
             )
@@ -238,6 +240,19 @@ class Sequential(eqx.Module):
             if hasattr(stage, "prior"):
                 return stage.prior
         raise AttributeError("No stage of this Sequential has a prior.")
+
+
+def _check_states(states: Any, num_windows: int, stage: Any) -> None:
+    dtype, shape = (getattr(states, name, None) for name in ("dtype", "shape"))
+    floating = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+    if not floating or len(shape) < 2 or shape[0] != num_windows:
+        got = type(states).__name__ if dtype is None else f"{dtype}{list(shape)}"
+        name = getattr(stage, "__name__", type(stage).__name__)
+        raise ValueError(
+            f"Expected stage {name} to return the states (B, T, ...) of {num_windows} "
+            f"windows, got {got}. A stage takes a batch and returns one floating array; "
+            "of a fixed point take `.state`."
+        )
 
 
 def _layers(

@@ -15,7 +15,7 @@ from trainax_pk.adjoint import (
     iterate,
     to_solver_adjoint,
 )
-from trainax_pk.solver._cost import VariationalCost
+from trainax_pk.solver._cost import VariationalCost, backgrounds
 from trainax_pk.solver._modulator import AbstractGradMod, check_modulator
 from trainax_pk.solver._preconditioner import AbstractPreconditioner
 
@@ -214,19 +214,22 @@ def _solve(
         cost, modulator, num_steps, adjoint, preconditioner
     )
     y, x = batch.observed(), batch.start()
-    background = x[:, 0] if cost.has_background else None
+    background = backgrounds(cost, batch)
+    each = () if background is None else (background,)
 
     def body(carry: Any) -> Any:
         n, x, memory = carry
         here = cost.at(n)
         window = x, y, batch.mask
-        gradient = jax.vmap(lambda b, *window: here.about(b).gradient(*window))(
-            background, *window
-        )
-        if preconditioner is not None:
-            gradient = preconditioner.at(n).directions(
-                gradient, here, *window, background
+
+        def gradient_of(x: Array, y: Array, mask: Array, *background: Array) -> Array:
+            return (here.about(*background) if background else here).gradient(
+                x, y, mask
             )
+
+        gradient = jax.vmap(gradient_of)(*window, *each)
+        if preconditioner is not None:
+            gradient = preconditioner.at(n).directions(gradient, here, *window, *each)
         step, memory = jax.vmap(modulator)(gradient, x, memory)
         return n + 1, x - step, memory
 

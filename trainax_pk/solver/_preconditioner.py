@@ -68,7 +68,8 @@ class AbstractPreconditioner(eqx.Module):
 
         def one(sample: Any) -> Array:
             gradient, background, *window = sample
-            return self(gradient, cost.about(background), *window)
+            here = cost if background is None else cost.about(background)
+            return self(gradient, here, *window)
 
         alone = jax.default_backend() == "cpu" and jax.device_count() == 1
         each = jax.lax.map if alone else lambda f, xs: jax.vmap(f)(xs)
