@@ -82,16 +82,15 @@ def test_a_background_moves_the_fixed_point():
         for y, m, x in zip(y, mask, start, strict=True)
     ]
     cost = S.VariationalCost(prior, background_weight=0.8)
-    solve = _jit(
-        lambda batch: S.solve_4dvarnet_1d_fixedpoint(
-            batch, cost, S.GradientDescent(0.1), rtol=1e-12, atol=1e-12, max_steps=5000
-        )
-    )
-    found = solve(tx.Batch1D(y, mask, initial=start))
+    solve = lambda x: S.solve_4dvarnet_1d_fixedpoint(  # noqa: E731
+        tx.Batch1D(y, mask, initial=x), cost, S.GradientDescent(0.1),
+        rtol=1e-12, atol=1e-12, max_steps=5000,
+    )  # fmt: skip
+    found = _jit(solve)(start)
     np.testing.assert_allclose(found.state, np.stack(want), atol=1e-9)
     # The background is data, and has a derivative.
     along = jnp.asarray(rng.normal(size=start.shape))
-    value = lambda x: jnp.vdot(along, solve(tx.Batch1D(y, mask, initial=x)).state)  # noqa: E731
+    value = lambda x: jnp.vdot(along, solve(x).state)  # noqa: E731
     slope = _jit(jax.grad(value))(start)
     for i, m in enumerate(mask):
         hessian = np.diag(m.reshape(-1)) + residual.T @ residual + first
