@@ -317,10 +317,10 @@ def _is_zero(weight: Any) -> bool:
         return False
 
 
-def backgrounds(cost: VariationalCost, batch: Any) -> Float[Array, "B ..."] | None:
-    """The first state of every window's start where the cost asks for it, or None."""
+def backgrounds(cost: VariationalCost, batch: Any) -> tuple[Float[Array, "B ..."], ...]:
+    """The first state of every window's start where the cost asks for it, or nothing."""
     if not cost.has_background or cost.background is not None:
-        return None
+        return ()
     if batch.initial is None:
         raise ValueError(
             "Expected a batch with `initial` beside `background_weight`, got None: the "
@@ -328,4 +328,4 @@ def backgrounds(cost: VariationalCost, batch: Any) -> Float[Array, "B ..."] | No
             "observations say nothing. Pass a forecast, an interpolation or the states "
             "of a network, or set one background for all by cost.about(x_b)."
         )
-    return batch.initial[:, 0]
+    return (batch.initial[:, 0],)

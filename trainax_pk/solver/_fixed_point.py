@@ -190,9 +190,7 @@ def _solve(
             found.result == optx.RESULTS.successful,
         )
 
-    background = backgrounds(cost, batch)
-    each = () if background is None else (background,)
-    out = jax.vmap(one)(start, y, batch.mask, *each)
+    out = jax.vmap(one)(start, y, batch.mask, *backgrounds(cost, batch))
     if not throw:
         return out
     state = eqx.error_if(

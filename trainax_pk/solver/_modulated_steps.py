@@ -214,8 +214,7 @@ def _solve(
         cost, modulator, num_steps, adjoint, preconditioner
     )
     y, x = batch.observed(), batch.start()
-    background = backgrounds(cost, batch)
-    each = () if background is None else (background,)
+    each = backgrounds(cost, batch)
 
     def body(carry: Any) -> Any:
         n, x, memory = carry
