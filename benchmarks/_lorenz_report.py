@@ -258,7 +258,8 @@ def _verdicts(rows: Rows) -> str:
         for kind, steps in KINDS.items():
             if f"{kind}direct" in runs:
                 lines += _kind_verdicts(rows, case, runs, setting, kind)
-            if f"{kind}one-step" in runs:
+            # Between networks, whose training no adjoint changes, seconds say nothing.
+            if f"{kind}one-step" in runs and "stages" not in runs[f"{kind}one-step"][0]:
                 title = f"{setting.title}, {kind}K = {steps[case]}"
                 lines.append(_one_step_verdict(title, runs, kind))
     return "\n".join(lines)
